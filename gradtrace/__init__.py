@@ -1,0 +1,52 @@
+"""gradtrace: see how a network learns, and for whom. Public names are resolved lazily: queries start without torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gradtrace.errors import GradtraceError
+
+if TYPE_CHECKING:
+    from gradtrace.graph import OpGraph
+    from gradtrace.inputs import Inputs
+    from gradtrace.measure import spectra, trace
+    from gradtrace.recorder import Recorder, record
+    from gradtrace.store.reader import Run, open_run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Inputs": "gradtrace.inputs",
+    "OpGraph": "gradtrace.graph",
+    "Recorder": "gradtrace.recorder",
+    "Run": "gradtrace.store.reader",
+    "open_run": "gradtrace.store.reader",
+    "record": "gradtrace.recorder",
+    "spectra": "gradtrace.measure",
+    "trace": "gradtrace.measure",
+}
+
+__all__ = [
+    "GradtraceError",
+    "Inputs",
+    "OpGraph",
+    "Recorder",
+    "Run",
+    "__version__",
+    "open_run",
+    "record",
+    "spectra",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # No module may bear a public function's name (`record`, `spectra`, `trace`): importing it would shadow the function.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'gradtrace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) | set(globals()))
