@@ -159,9 +159,12 @@ def test_a_keep_that_is_no_count_is_refused(keep: Any) -> None:
 
 
 def test_a_step_without_backward_is_refused(tmp_path: Path) -> None:
-    with gt.record(model(), tmp_path / "run.zarr") as recorder:
-        with pytest.raises(CaptureError, match="backward"), recorder.step(groups=LABELS):
-            pass
+    with (
+        gt.record(model(), tmp_path / "run.zarr") as recorder,
+        pytest.raises(CaptureError, match="backward"),
+        recorder.step(groups=LABELS),
+    ):
+        pass
 
 
 def test_a_step_within_a_step_is_refused(tmp_path: Path) -> None:
