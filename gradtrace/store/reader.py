@@ -1,0 +1,184 @@
+"""Opens a run for reading: lazily, without torch or dask, also while it is still being written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from gradtrace.errors import SelectionError, StoreError, nearest
+from gradtrace.store.files import ROOT_KEY
+from gradtrace.store.names import node_name, original_name
+from gradtrace.store.rows import ParameterInfo
+from gradtrace.store.schema import MAIN_STREAM, PROBES, SCHEMA, probe_stream
+from gradtrace.store.stream import Stream, streams
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """The run at `path`, as of its last commit. Open it again to see later commits."""
+    document = _root_document(Path(path))
+    _check_schema(document["attributes"], Path(path))
+    try:
+        root = zarr.open_group(str(path), mode="r", zarr_format=3, use_consolidated=True)
+    except Exception as error:
+        raise StoreError(
+            f"{str(path)!r} is damaged: zarr cannot open it ({type(error).__name__}: {error}). Restore it from a copy."
+        ) from error
+    return Run(Path(path), root)
+
+
+class Run:
+    """A recorded run. Everything is as of one commit; values are read when they are looked at."""
+
+    def __init__(self, path: Path, root: zarr.Group) -> None:
+        self.path = path
+        self._root = root
+        self._about: dict[str, Any] = root.attrs.asdict()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "unfinished"
+        return (
+            f"<Run {str(self.path)!r}: {self.committed[MAIN_STREAM]} steps, {len(self.parameters)} parameters, {state}>"
+        )
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What the recorder said about the run: versions, seed, dtype, tolerance, ..."""
+        return dict(self._about["run"])
+
+    @property
+    def schema(self) -> str:
+        """The version of the store's layout."""
+        return str(self._about["gradtrace_schema"])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run was ended by `close()`; False while it is being written, and for ever when it was killed."""
+        return bool(self._about["closed"])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of spectra that were asked for."""
+        return tuple(self._about["kinds"])
+
+    @property
+    def keep(self) -> int | None:
+        """How many of the largest singular values are stored; None for all."""
+        return self._about["keep"]
+
+    @property
+    def committed(self) -> dict[str, int]:
+        """Stream -> number of rows."""
+        return {
+            ("steps" if path == MAIN_STREAM else probe_stream(_probe(path))): n
+            for path, n in self._about["committed"].items()
+        }
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of samples of the training run."""
+        return self.stream().groups
+
+    @cached_property
+    def parameters(self) -> Mapping[str, ParameterInfo]:
+        """Qualified name -> shape and how it was measured, for every parameter, measured or not."""
+        return {
+            entry["name"]: ParameterInfo(entry["name"], tuple(entry["shape"]), entry["attrs"])
+            for entry in self._about["parameters"]
+        }
+
+    @cached_property
+    def probe_names(self) -> tuple[str, ...]:
+        """The names of the probes."""
+        return tuple(map(original_name, streams(self._root, PROBES)))
+
+    def stream(self, probe: str | None = None) -> Stream:
+        """The training run, or the probe of that name, as numpy arrays."""
+        if probe is None:
+            return self._streams.setdefault(MAIN_STREAM, self._open(MAIN_STREAM, MAIN_STREAM))
+        paths = {original_name(name): f"{PROBES}/{name}" for name in streams(self._root, PROBES)}
+        if probe not in paths:
+            raise SelectionError(f"{str(self.path)!r} has no probe {probe!r}. {nearest(probe, paths)}")
+        return self._streams.setdefault(paths[probe], self._open(paths[probe], probe_stream(probe)))
+
+    @cached_property
+    def tree(self) -> DataTree:
+        """The training run as xarray: `loss`, `epoch`, ... at the root, one node per parameter below it."""
+        from gradtrace.store.tree import tree_of_stream
+
+        return tree_of_stream(self, self.stream())
+
+    @cached_property
+    def probes(self) -> Mapping[str, DataTree]:
+        """Probe name -> the probe as xarray, of the same form as `tree`."""
+        from gradtrace.store.tree import tree_of_stream
+
+        return {name: tree_of_stream(self, self.stream(name)) for name in self.probe_names}
+
+    def parameter(self, name: str) -> DataTree:
+        """The tree node of one parameter, by its exact qualified name."""
+        if name not in self.parameters:
+            raise SelectionError(f"{str(self.path)!r} has no parameter {name!r}. {nearest(name, self.parameters)}")
+        return self.tree.children[node_name(name)]
+
+    @cached_property
+    def _streams(self) -> dict[str, Stream]:
+        return {}
+
+    def _open(self, path: str, name: str) -> Stream:
+        group = self._root.get(path)
+        if not isinstance(group, zarr.Group):
+            raise StoreError(f"{str(self.path)!r} is damaged: it lacks the group {path!r}. Restore it from a copy.")
+        return Stream(group, name, str(self.path))
+
+
+def _probe(path: str) -> str:
+    return original_name(path.partition("/")[2])
+
+
+def _root_document(path: Path) -> dict[str, Any]:
+    """The root's zarr.json, or a StoreError saying what stands at `path` instead of a run."""
+    here = repr(str(path))
+    if not path.exists():
+        raise StoreError(f"There is no run at {here}. Check the path; `gradtrace.record(model, path)` makes one.")
+    if not path.is_dir():
+        raise StoreError(f"{here} is a file; a run is a directory. Unpack it first if it is an archive.")
+    try:
+        document = json.loads((path / ROOT_KEY).read_bytes())
+    except FileNotFoundError:
+        other = ".zgroup" in os.listdir(path) or ".zattrs" in os.listdir(path)
+        kind = (
+            "a zarr store of format 2; gradtrace writes format 3" if other else "not a zarr store: it has no zarr.json"
+        )
+        raise StoreError(f"{here} is {kind}. Give the directory that gradtrace.record() wrote.") from None
+    except OSError as error:
+        raise StoreError(f"{here} cannot be read: {error}. Check its permissions.") from error
+    except ValueError as error:
+        raise StoreError(f"{here} is damaged: its zarr.json is no JSON ({error}). Restore it from a copy.") from error
+    if not isinstance(document, dict) or "gradtrace_schema" not in document.get("attributes", {}):
+        raise StoreError(f"{here} is a zarr store, but not a gradtrace run. Open it with zarr or xarray.")
+    return document
+
+
+def _check_schema(attributes: Mapping[str, Any], path: Path) -> None:
+    version = str(attributes["gradtrace_schema"])
+    major = version.partition(".")[0]
+    if not major.isdecimal():
+        raise StoreError(f"{str(path)!r} is damaged: its schema version reads {version!r}. Restore it from a copy.")
+    if int(major) > SCHEMA[0]:
+        raise StoreError(
+            f"{str(path)!r} has schema {version}; this gradtrace reads up to {SCHEMA[0]}.x. Install a newer gradtrace."
+        )
+    missing = {"committed", "closed", "kinds", "keep", "parameters", "run"} - set(attributes)
+    if missing:
+        raise StoreError(
+            f"{str(path)!r} is damaged: its attributes lack {', '.join(sorted(missing))}. Restore it from a copy."
+        )

@@ -1,0 +1,97 @@
+"""The layout of a run store: names, dimensions, fill values and chunk sizes; in prose, `docs/reference/store.md`.
+
+A store is one zarr group (format 3). Its root attributes, in full:
+
+    gradtrace_schema   "major.minor"; a reader refuses a newer major
+    committed          stream path -> number of rows a reader may trust
+    closed             False while the run is being written (or when it was killed), True after close()
+    kinds, keep        what was asked to be recorded
+    parameters         one {name, shape, attrs} per traced parameter, in order
+    run                whatever the recorder says about the run (versions, seed, dtype, ...)
+
+Below it, one group per stream (`steps`, `probes/<name>`), and in each one group per width class (`w16`, `w64`, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradtrace.store.rows import Status
+
+SCHEMA = (1, 0)
+MAIN_STREAM = "steps"
+PROBES = "probes"
+
+STEP, PARAMETER, GROUP, GROUP_OTHER, COMPONENT = "step", "parameter", "group", "group_other", "component"
+SCALAR, PART = "scalar", "part"
+
+INNER_PRODUCT, RESIDUAL, OWNER_RESIDUAL, STATUS = "inner_product", "residual", "owner_residual", "status"
+
+FILLS: dict[str, float | int] = {"float32": math.nan, "float64": math.nan, "int64": 0, "uint8": Status.GROUP_ABSENT}
+
+SERIES_CHUNK = 16384  # rows of step, loss and epoch in one chunk: many small chunks make opening slow
+TABLE_CHUNK = (4096, 16)  # rows x names of n_samples, scalars and cost
+LABELS_CHUNK = 1024
+CHUNK_BYTES = 1 << 20  # a chunk of spectra, uncompressed
+BLOCK_BYTES = 32 << 20  # the rows of one array kept in memory until their chunks are full
+MOST_PARAMETERS = 32  # in a chunk of spectra
+NARROW_BLOCKS = 4  # arrays without components hold this many times more steps a chunk
+
+STATUS_ATTRIBUTES: Mapping[str, Any] = {
+    "flag_values": list(range(len(Status.NAMES))),
+    "flag_meanings": " ".join(name.replace(" ", "_") for name in Status.NAMES),
+}
+
+
+def width_class(components: int) -> int:
+    """The smallest power of four that holds `components`: few classes, little padding that compresses away."""
+    width = 1
+    while width < components:
+        width *= 4
+    return width
+
+
+def status_variable(kind: str) -> str:
+    """The name of the array that holds a kind's status codes."""
+    return STATUS if kind == "gradient" else f"{kind}_{STATUS}"
+
+
+def metric_variable(kind: str, metric: str) -> str:
+    """The name of the array that holds a metric of a kind; the gradient's metrics go by their bare names."""
+    return metric if kind == "gradient" else f"{kind}_{metric}"
+
+
+def probe_stream(name: str) -> str:
+    """The stream, as the writer is told it, of the probe called `name`."""
+    return f"probe/{name}"
+
+
+def wide_chunk(steps: int, parameters: int, trailing: int) -> tuple[int, int]:
+    """(steps, parameters) of a chunk whose other axes hold `trailing` float32 values.
+
+    Chunks stay near CHUNK_BYTES, and all chunks of one block of steps together below BLOCK_BYTES.
+    """
+    size = trailing * 4
+    while steps > 1 and (steps * size > CHUNK_BYTES or steps * size * parameters > BLOCK_BYTES):
+        steps //= 2
+    most = int(np.clip(CHUNK_BYTES // (steps * size), 1, MOST_PARAMETERS))
+    return steps, even_share(parameters, most)
+
+
+def narrow_chunk(steps: int, parameters: int, trailing: int) -> tuple[int, int]:
+    """(steps, parameters) of a chunk of an array without components: longer and holding more parameters."""
+    share = even_share(parameters, 1024)
+    steps *= NARROW_BLOCKS
+    while steps > 1 and steps * trailing * share * 4 > CHUNK_BYTES:
+        steps //= 2
+    return steps, share
+
+
+def even_share(count: int, most: int) -> int:
+    """The chunk length that splits `count` evenly into as few chunks of at most `most` as possible."""
+    chunks = max(1, math.ceil(count / most))
+    return max(1, math.ceil(count / chunks))

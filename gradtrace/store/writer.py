@@ -1,0 +1,200 @@
+"""Writes a run while it goes on: rows are handed over cheaply, a thread of our own brings them to disk."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gradtrace.errors import StoreError, nearest
+from gradtrace.store.checks import check_row, row_bytes, stream_path
+from gradtrace.store.commit import Commit
+from gradtrace.store.files import create, explain
+from gradtrace.store.rows import ParameterInfo, StepRow
+from gradtrace.store.schema import MAIN_STREAM
+
+QUEUE_BYTES = 64 << 20
+COMMIT_SECONDS = 5.0
+
+
+class RunWriter:
+    """A run being written. Use it as a context manager, or call `close()`.
+
+    Rows become visible to readers in commits: every `flush_every` rows, after COMMIT_SECONDS at the latest, and on
+    `flush()`. When the disk is slower than the training, `append` waits rather than letting memory grow. When writing
+    fails, what was committed stays readable, and every later call says why by a StoreError, from which training can
+    go on. Arrays handed over must not be changed afterwards.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        attrs: Mapping[str, Any],
+        kinds: Sequence[str],
+        keep: int | None,
+        parameters: Sequence[ParameterInfo],
+        flush_every: int = 64,
+    ) -> None:
+        if flush_every < 1:
+            raise StoreError(f"flush_every is {flush_every}; it counts the rows of a block and must be at least 1.")
+        self.path = Path(path)
+        self._commit = Commit(attrs=attrs, kinds=kinds, keep=keep, parameters=parameters, flush_every=flush_every)
+        self._files = create(self.path)
+        self._flush_every = flush_every
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[str, StepRow, int]] = deque()
+        self._queued_bytes = 0
+        self._last_step: dict[str, int] = {}
+        self._asked = self._served = 0  # flushes, by number
+        self._stopping = self._closed = False
+        self._error: tuple[str, Exception] | None = None  # what to say, and its cause
+        self._pid = os.getpid()
+        self._guard(self._commit.open, self._files)
+        self._check_alive()
+        self._thread = threading.Thread(target=self._work, name="gradtrace writer", daemon=True)
+        self._thread.start()
+        atexit.register(self._close_at_exit)
+
+    def append(self, row: StepRow, stream: str = MAIN_STREAM) -> float:
+        """Seconds waited for the disk; the row is written later.
+
+        stream: "steps" for the training run, "probe/<name>" for a probe. Steps of one stream strictly increase.
+        """
+        path = stream_path(stream)
+        size = row_bytes(row)
+        started = time.perf_counter()
+        with self._changed:
+            self._check_usable()
+            check_row(row, stream, known=self._commit.known, last=self._last_step.get(path))
+            self._changed.wait_for(lambda: self._error or self._has_room(size))
+            waited = time.perf_counter() - started
+            self._check_usable()
+            self._queue.append((path, row, size))
+            self._queued_bytes += size
+            self._last_step[path] = row.step
+            self._changed.notify_all()
+        return waited
+
+    def add_parameter(self, info: ParameterInfo) -> None:
+        """Make a parameter known that was not there at the start; a known one keeps its place and is updated."""
+        with self._changed:
+            self._check_usable()
+            self._commit.describe(info)
+            self._changed.notify_all()
+
+    def update_parameter(self, info: ParameterInfo) -> None:
+        """Replace what is said about a known parameter, with the next commit."""
+        with self._changed:
+            self._check_usable()
+            if info.name not in self._commit.known:
+                raise StoreError(
+                    f"There is no parameter {info.name!r} to update. {nearest(info.name, self._commit.known)} "
+                    "A new one is made known by add_parameter()."
+                )
+            self._commit.describe(info)
+            self._changed.notify_all()
+
+    def update_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Add to what is said about the run, or replace it, key by key, with the next commit."""
+        with self._changed:
+            self._check_usable()
+            self._commit.tell(attrs)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until everything handed over is committed."""
+        with self._changed:
+            self._check_usable()
+            self._asked += 1
+            mine = self._asked
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._error or self._served >= mine)
+            self._check_alive()
+
+    def close(self) -> None:
+        """Commit everything, set exact shapes and mark the run as closed. A second call does nothing."""
+        if self._closed or os.getpid() != self._pid:  # a forked child has the object, but neither thread nor duty
+            return
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+        if not self._error:
+            self._guard(self._commit.close, self._files)
+        self._closed = True
+        atexit.unregister(self._close_at_exit)
+        self._check_alive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except StoreError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))
+
+    def _close_at_exit(self) -> None:
+        if not self._error:  # else it was told, and nothing can be saved
+            self.close()
+
+    def _check_alive(self) -> None:
+        if self._error:
+            raise StoreError(self._error[0]) from self._error[1]
+
+    def _check_usable(self) -> None:
+        self._check_alive()
+        if self._closed or self._stopping:
+            raise StoreError(f"The run {str(self.path)!r} is closed; nothing can be added. Record into a new path.")
+
+    def _work(self) -> None:
+        """The thread: take rows, commit when it is time, until told to stop and nothing is left."""
+        while self._guard(self._turn):
+            pass
+
+    def _turn(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(self._has_work, timeout=self._commit.due_in(COMMIT_SECONDS))
+            taken = self._queue.popleft() if self._queue else None
+            asked, stop = self._asked, self._stopping and taken is None
+            flush = taken is None and asked > self._served
+        if taken:
+            self._commit.place(taken[0], taken[1], self._files)
+        if flush or stop or self._commit.pending >= self._flush_every or self._commit.due_in(COMMIT_SECONDS) == 0:
+            self._commit.commit(self._files, lock=self._changed)
+        with self._changed:
+            self._queued_bytes -= taken[2] if taken else 0
+            self._served = asked if flush else self._served
+            self._changed.notify_all()
+        return not stop
+
+    def _has_work(self) -> bool:
+        return bool(self._queue) or self._stopping or self._asked > self._served
+
+    def _has_room(self, size: int) -> bool:
+        return not self._queue or self._queued_bytes + size <= QUEUE_BYTES
+
+    def _guard(self, work: Any, *arguments: Any) -> bool:
+        """What `work` returns; if it fails, False, and the failure is kept to be told to the caller's thread."""
+        try:
+            return bool(work(*arguments))
+        except Exception as error:
+            told = (
+                f"Writing {str(self.path)!r} failed: {explain(error)} Recording has stopped; {self._commit.summary()}"
+            )
+            with self._changed:
+                self._error = (told, error)
+                self._queue.clear()
+                self._changed.notify_all()
+            return False
