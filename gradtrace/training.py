@@ -1,0 +1,136 @@
+"""The plain training loop around a study: what `gradtrace train` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+
+import gradtrace as gt
+from gradtrace.errors import GradtraceError, StudyError
+from gradtrace.inputs import Inputs
+from gradtrace.study import SHAPES, Study
+
+Tick = Callable[[float, int | None], None]
+
+
+def train_study(
+    study: Study,
+    path: str | PathLike[str],
+    *,
+    epochs: int = 1,
+    seed: int | None = None,
+    device: str = "auto",
+    tick: Tick = lambda loss, total: None,
+    **record: Any,
+) -> int:
+    """The number of optimizer steps taken while training the study's model and recording it at `path`.
+
+    record: options of `gradtrace.record` (every, kinds, keep, parameters). tick(loss, total) is called after each step;
+    total is the number of steps of all epochs, or None while it is not known.
+    """
+    place = _device(device)
+    if seed is not None:
+        torch.manual_seed(seed)
+    model = _model(study).to(place)
+    optimizer = study.optimizer(model.parameters())
+    attrs = {"study": study.name} | ({} if seed is None else {"seed": seed})
+    loop = _Loop(study, model, optimizer, place, tick)
+    steps = 0
+    with gt.record(model, path, attrs=attrs, **record) as recorder:
+        for epoch in range(epochs):
+            steps += loop.epoch(recorder, epoch=epoch, before=steps, epochs=epochs)
+    return steps
+
+
+class _Loop:
+    """One study's training, an epoch at a time."""
+
+    def __init__(
+        self, study: Study, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, tick: Tick
+    ) -> None:
+        self.study, self.model, self.optimizer, self.device, self.tick = study, model, optimizer, device, tick
+
+    def epoch(self, recorder: gt.Recorder, *, epoch: int, before: int, epochs: int) -> int:
+        """The number of steps of one epoch."""
+        batches = _iterable(self.study)
+        length = _length(batches) or (before // epoch if epoch else None)
+        steps = 0
+        self.model.train()
+        for batch in batches:
+            loss = self.step(recorder, _moved(batch, self.device), epoch=epoch)
+            steps += 1
+            self.tick(loss, length and length * epochs)
+        if not steps:
+            again = " A generator is used up after one pass: batches() must make a new one at each call." * bool(epoch)
+            raise StudyError(f"batches() of the study {self.study.target} yielded nothing in epoch {epoch}.{again}")
+        return steps
+
+    def step(self, recorder: gt.Recorder, batch: Any, *, epoch: int) -> float:
+        """The loss of one recorded optimizer step."""
+        inputs = Inputs.of(self.study.inputs(batch))
+        with recorder.step(groups=self.study.groups(batch), epoch=epoch):
+            loss = self.study.loss(self.model(*inputs.args, **inputs.kwargs), batch)
+            _scalar(loss, self.study).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+def _model(study: Study) -> torch.nn.Module:
+    model = study.model()
+    if isinstance(model, torch.nn.Module):
+        return model
+    raise StudyError(
+        f"model() of the study {study.target} returned a {type(model).__name__}, not a torch.nn.Module. It should look "
+        f"like: {SHAPES['model']}"
+    )
+
+
+def _iterable(study: Study) -> Iterable[Any]:
+    batches = study.batches()
+    if isinstance(batches, Iterable) or hasattr(batches, "__getitem__"):
+        return batches
+    raise StudyError(
+        f"batches() of the study {study.target} returned {batches!r}, which cannot be looped over. It should look like: "
+        f"{SHAPES['batches']}"
+    )
+
+
+def _scalar(loss: Any, study: Study) -> torch.Tensor:
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        return loss
+    what = f"a tensor shaped {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    raise StudyError(
+        f"loss(output, batch) of the study {study.target} returned {what}; return one number, as a tensor."
+    )
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on the device; what is no tensor, list, tuple or mapping stays as it is."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Inputs):
+        return Inputs(_moved(batch.args, device), _moved(batch.kwargs, device))
+    if isinstance(batch, Mapping):
+        return {key: _moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_moved(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_moved(value, device) for value in batch)
+    return batch
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise GradtraceError("device cuda was asked for, and torch sees no CUDA device. Use cpu, or auto.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
