@@ -1,0 +1,156 @@
+"""What a query asks for, checked against what a run holds: unknown names are errors, empty selections are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from gradtrace.errors import SelectionError, nearest
+from gradtrace.metrics import METRICS
+from gradtrace.store.reader import Run
+from gradtrace.store.rows import KINDS
+from gradtrace.store.stream import Stream
+
+COSINE = "cosine"
+QUERY_METRICS = (*METRICS, COSINE)
+
+
+@dataclass(frozen=True)
+class Span:
+    """From `first` to `last`, both included; None leaves an end open."""
+
+    first: float | None = None
+    last: float | None = None
+
+    def holds(self, values: np.ndarray) -> np.ndarray:
+        """Which of `values` lie in the span."""
+        inside = np.ones(len(values), dtype=bool)
+        if self.first is not None:
+            inside &= values >= self.first
+        if self.last is not None:
+            inside &= values <= self.last
+        return inside
+
+
+@dataclass(frozen=True)
+class Query:
+    """What somebody wants to see. Empty sequences mean: everything.
+
+    patterns, groups: exact names, globs, or regular expressions after `re:`.
+    metrics: names of QUERY_METRICS; when empty, singular values, `components` of them (None: all).
+    """
+
+    patterns: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+    groups: Sequence[str] = ()
+    steps: Span | None = None
+    epochs: Span | None = None
+    last_step_only: bool = False
+    probe: str | None = None
+    metrics: Sequence[str] = ()
+    components: int | None = None
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A query's names as found in a run. `rows` are positions along the step axis, increasing."""
+
+    stream: Stream
+    parameters: tuple[str, ...]
+    kinds: tuple[str, ...]
+    groups: tuple[int, ...]
+    rows: np.ndarray
+    metrics: tuple[str, ...]
+    components: int | None
+
+    @property
+    def empty(self) -> str | None:
+        """What the selection lacks, or None when there may be something in it."""
+        found = {"parameter": self.parameters, "kind": self.kinds, "group": self.groups, "step": self.rows}
+        return next((what for what, items in found.items() if len(items) == 0), None)
+
+
+def select(run: Run, query: Query) -> Selected:
+    """The query's names as found in the run, or a SelectionError naming the nearest ones."""
+    stream = run.stream(query.probe)
+    return Selected(
+        stream=stream,
+        parameters=matching("parameter", query.patterns, [name for name in run.parameters if name in stream.places]),
+        kinds=_kinds(run, query),
+        groups=tuple(stream.groups.index(name) for name in matching("group", query.groups, stream.groups)),
+        rows=_rows(stream, query),
+        metrics=_metrics(query.metrics),
+        components=query.components,
+    )
+
+
+def matching(what: str, patterns: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
+    """The names, in their own order, that any of the patterns matches; all of them when there is no pattern.
+
+    A pattern that is no glob and no known name is an error.
+    """
+    known = list(names)
+    if not patterns:
+        return tuple(known)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        chosen.update(_matches(what, pattern, known))
+    return tuple(name for name in known if name in chosen)
+
+
+def _matches(what: str, pattern: str, known: Sequence[str]) -> list[str]:
+    if pattern in known:
+        return [pattern]
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise SelectionError(f"{pattern!r} is no regular expression: {error}. Correct it, or use a glob.") from None
+        return [name for name in known if expression.search(name)]
+    if any(character in pattern for character in "*?["):
+        return [name for name in known if fnmatchcase(name, pattern)]
+    raise SelectionError(f"There is no {what} {pattern!r} in this run. {nearest(pattern, known)}")
+
+
+def _kinds(run: Run, query: Query) -> tuple[str, ...]:
+    for kind in query.kinds:
+        if kind not in KINDS:
+            raise SelectionError(f"There is no kind {kind!r}. {nearest(kind, KINDS)}")
+        if kind not in run.kinds:
+            raise SelectionError(f"This run did not record the kind {kind!r}. It recorded: {', '.join(run.kinds)}.")
+    wanted = tuple(query.kinds) or run.kinds
+    if COSINE in query.metrics and "gradient" not in wanted:
+        raise SelectionError("The cosine is between the groups' gradients. Add --kind gradient, or leave --kind out.")
+    return tuple(kind for kind in run.kinds if kind in wanted)
+
+
+def _metrics(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in QUERY_METRICS:
+            raise SelectionError(
+                f"There is no metric {name!r}. {nearest(name, QUERY_METRICS, most=len(QUERY_METRICS))}"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def _rows(stream: Stream, query: Query) -> np.ndarray:
+    inside = np.ones(len(stream.steps), dtype=bool)
+    if query.steps is not None:
+        inside &= _steps(stream, query.steps)
+    if query.epochs is not None:
+        inside &= query.epochs.holds(np.floor(stream.per_step("epoch")))
+    found = np.flatnonzero(inside)
+    return found[-1:] if query.last_step_only else found
+
+
+def _steps(stream: Stream, span: Span) -> np.ndarray:
+    inside = span.holds(stream.steps)
+    if span.first is not None and span.first == span.last and not inside.any():
+        close = sorted(stream.steps.tolist(), key=lambda step: abs(step - (span.first or 0)))[:5]
+        steps = ", ".join(map(str, sorted(close))) or "none at all"
+        raise SelectionError(f"Step {span.first} was not recorded. Nearest: {steps}. A range is written first:last.")
+    return inside
