@@ -73,7 +73,7 @@ class Case:
     """A way to build one problem, always the same for one dtype.
 
     coupled: samples see each other, so that a group's rows and its share of the loss have different gradients.
-    opaque: an op hides from whoever watches torch calls; such parameters may be measured by masked backward passes.
+    opaque: an op hides, or mixes the samples' rows for good; masked backward passes are then a fair way to measure.
     loop: a batch of one sample gives that sample's part of the result.
     ungrouped: parameters for which no path from the output to the loss exists; they may be left ungrouped.
     """

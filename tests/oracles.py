@@ -64,7 +64,7 @@ def sample_loop_gradients(case: Case, dtype: torch.dtype) -> Gradients:
 def group_row_gradients(case: Case, dtype: torch.dtype) -> Gradients:
     """Gradient of each layer's weights from the group's rows of the layer's own adjoint."""
     problem = case.build(dtype)
-    calls = _watch(problem)
+    calls = watch(problem)
     result: Gradients = {}
     for group, mask in memberships(problem.labels).items():
         result[group] = sums = {}
@@ -99,7 +99,7 @@ LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 Call = tuple[nn.Module, list[str], Tensor, Tensor]
 
 
-def _watch(problem: Problem) -> list[Call]:
+def watch(problem: Problem) -> list[Call]:
     """Every call of a layer in one step: the layer, its parameters' names, its input and its adjoint."""
     names = {id(p): name for name, p in problem.model.named_parameters()}
     seen: list[Call] = []
