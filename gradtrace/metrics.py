@@ -28,10 +28,11 @@ class Metric:
 
     def __call__(self, sigma: np.ndarray, floor: np.ndarray | float = 0.0) -> np.ndarray:
         sigma = np.asarray(sigma, dtype=np.float64)
+        if sigma.shape[-1] == 0:
+            return np.full(sigma.shape[:-1], np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             values = np.asarray(self.compute(sigma, np.asarray(floor, dtype=np.float64)), dtype=np.float64)
-        empty = np.isnan(sigma).all(axis=-1) if sigma.shape[-1] else np.ones(sigma.shape[:-1], bool)
-        return np.where(empty, np.nan, values)
+        return np.where(np.isnan(sigma).all(axis=-1), np.nan, values)
 
 
 def _sum(values: np.ndarray) -> np.ndarray:
@@ -39,7 +40,7 @@ def _sum(values: np.ndarray) -> np.ndarray:
 
 
 def _sigma1(sigma: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    return sigma[..., 0] if sigma.shape[-1] else np.full(sigma.shape[:-1], np.nan)
+    return sigma[..., 0]
 
 
 def _relative(sigma: np.ndarray, floor: np.ndarray) -> np.ndarray:

@@ -1,0 +1,231 @@
+"""What one parameter gathers during one recorded step: its gradient per cell, and the rows of its factors.
+
+A *cell* is a set of samples that no grouping tells apart (a diagnosis and a sex, say); groups are unions of cells.
+Rows are kept as factors while they are few, and folded into one matrix per cell when they are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradtrace.decompose.dense import singular_values, triangle
+from gradtrace.decompose.factored import SmallFactors
+from gradtrace.factors import LookupFactors, OuterFactors
+
+
+@dataclass
+class KindRows:
+    """The rows of one kind (activation or adjoint), as matrices per cell; bounded at about twice their width."""
+
+    width: int
+    parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    folded: dict[int, Tensor] = field(default_factory=dict)
+    pending: int = 0
+
+    def add(self, rows: Tensor, cells: Tensor) -> None:
+        self.parts.append((rows.detach(), cells))
+        self.pending += len(rows)
+        if self.pending > max(2 * self.width, 4096):
+            self._fold()
+
+    def _fold(self) -> None:
+        for cell, rows in self._by_cell().items():
+            self.folded[cell] = triangle(rows)
+        self.parts, self.pending = [], 0
+
+    def _by_cell(self) -> dict[int, Tensor]:
+        if not self.parts:
+            return dict(self.folded)
+        rows = torch.cat([p for p, _ in self.parts])
+        rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
+        cells = torch.cat([c for _, c in self.parts])
+        present = torch.unique(cells).tolist()
+        found = {c: rows.index_select(0, (cells == c).nonzero(as_tuple=True)[0]) for c in present}
+        for cell, triangle_rows in self.folded.items():
+            found[cell] = torch.cat([triangle_rows, found[cell]]) if cell in found else triangle_rows
+        return found
+
+    def by_cell(self) -> dict[int, Tensor]:
+        """Per cell a matrix with the singular values of its rows."""
+        return {cell: triangle(rows) for cell, rows in self._by_cell().items()}
+
+
+@dataclass
+class LookupRows:
+    """One-hot rows, never formed: their singular values are the square roots of how often each index was used."""
+
+    height: int
+    counts: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, indices: Tensor, cells: Tensor) -> None:
+        for cell in torch.unique(cells).tolist():
+            count = torch.bincount(indices[cells == cell], minlength=self.height)
+            self.counts[cell] = self.counts[cell] + count if cell in self.counts else count
+
+
+@dataclass
+class GradientSum:
+    """The gradient per cell: as rows of L and R (G = L^T R) while they are few, or as one dense tensor per cell."""
+
+    shape: tuple[int, ...]
+    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # L, R, cells
+    dense: dict[int, Tensor] = field(default_factory=dict)
+    n_rows: int = 0
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return matrix_shape(self.shape)
+
+    @property
+    def is_factored(self) -> bool:
+        return bool(self.parts) and not self.dense
+
+    def add_outer(self, left: Tensor, right: Tensor, cells: Tensor) -> None:
+        """Rows of L (m, p) and R (m, q) with G = L^T R in the parameter's own orientation."""
+        self.parts.append((left, right, cells))
+        self.n_rows += len(left)
+        if self.dense or self.n_rows > min(self.sides):
+            self._fold()
+
+    def add_dense(self, gradients: dict[int, Tensor]) -> None:
+        """One tensor per cell, in the parameter's shape."""
+        self._fold()
+        for cell, gradient in gradients.items():
+            wide = gradient.to(_summed_in(gradient.dtype)).reshape(self.shape)
+            self.dense[cell] = self.dense[cell] + wide if cell in self.dense else wide.clone()
+
+    def _fold(self) -> None:
+        parts, self.parts = self.parts, []
+        for left, right, cells in parts:
+            left, right = left.to(_summed_in(left.dtype)), right.to(_summed_in(right.dtype))
+            for cell in torch.unique(cells).tolist():
+                index = (cells == cell).nonzero(as_tuple=True)[0]
+                gradient = (left.index_select(0, index).T @ right.index_select(0, index)).reshape(self.shape)
+                self.dense[cell] = self.dense[cell] + gradient if cell in self.dense else gradient
+
+    def times(self, probes: Tensor) -> Tensor:
+        """(sum over cells of G) V for probes V (q, k): how a gradient that is never formed is audited."""
+        total = sum(left.T @ (right @ probes.to(right.dtype)) for left, right, _ in self.parts)
+        for gradient in self.dense.values():
+            total = total + gradient.reshape(self.sides) @ probes.to(gradient.dtype)
+        return total if isinstance(total, Tensor) else probes.new_zeros(self.sides[0], probes.shape[1])
+
+    def small(self) -> SmallFactors:
+        """The rows kept as factors, decomposed once."""
+        left, right, cells = (torch.cat(list(parts)) for parts in zip(*self.parts, strict=True))
+        return SmallFactors.of(left, right, cells)
+
+
+@dataclass
+class ParameterSum:
+    """Everything gathered of one parameter in one step."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    gradient: GradientSum = field(init=False)
+    activation: KindRows | LookupRows | None = None
+    adjoint: KindRows | None = None
+    absent: dict[str, str] = field(default_factory=dict)  # kind -> why it is absent
+    scale: float = 0.0  # sum over rows of |a| |d|
+    power: dict[int, tuple[float, float]] = field(default_factory=dict)  # per cell: |A|_F^2, |D|_F^2
+    eps: float = 0.0  # of the coarsest dtype met
+
+    def __post_init__(self) -> None:
+        self.gradient = GradientSum(self.shape)
+
+    def add_activation(self, rows: Tensor, cells: Tensor) -> None:
+        self._add_rows("activation", rows, cells)
+
+    def add_adjoint(self, rows: Tensor, cells: Tensor) -> None:
+        self._add_rows("adjoint", rows, cells)
+
+    def _add_rows(self, kind: str, rows: Tensor, cells: Tensor) -> None:
+        if kind in self.absent:
+            return
+        have = getattr(self, kind)
+        if have is None:
+            have = KindRows(rows.shape[1])
+            setattr(self, kind, have)
+        if not isinstance(have, KindRows) or have.width != rows.shape[1]:
+            self.drop(kind, "its uses have different widths")
+            return
+        have.add(rows, cells)
+
+    def add_lookups(self, factors: LookupFactors, cells: Tensor) -> None:
+        if "activation" in self.absent:
+            return
+        if self.activation is None:
+            self.activation = LookupRows(factors.height)
+        if not isinstance(self.activation, LookupRows):
+            self.drop("activation", "its uses have different widths")
+            return
+        self.activation.add(factors.indices, cells)
+
+    def drop(self, kind: str, why: str) -> None:
+        """This parameter does not have `kind`."""
+        setattr(self, kind, None)
+        self.absent.setdefault(kind, why)
+
+    def add_power(self, activation: Tensor, adjoint: Tensor, cells: Tensor) -> None:
+        """Adds the squared norms behind the rounding bound eps |A_g| |D_g|."""
+        squares = [torch.linalg.vector_norm(m, dim=1).double() ** 2 for m in (activation, adjoint)]
+        for cell in torch.unique(cells).tolist():
+            here = cells == cell
+            a, d = self.power.get(cell, (0.0, 0.0))
+            self.power[cell] = (a + float(squares[0][here].sum()), d + float(squares[1][here].sum()))
+
+    def spectrum_of(self, cells: Sequence[int], small: SmallFactors | None) -> Tensor:
+        """Singular values of the gradient summed over `cells`."""
+        if small is not None:
+            return small.spectrum(torch.isin(small.cells, torch.as_tensor(cells, device=small.cells.device)))
+        present = _wide(self.gradient.dense, cells)
+        if not present:
+            return torch.zeros(0, dtype=torch.float64)
+        return singular_values(sum(present[1:], present[0]).reshape(self.gradient.sides))
+
+    def kind_spectrum(self, kind: str, cells: Sequence[int], matrices: dict[int, Tensor]) -> Tensor:
+        """Singular values of the rows of `kind` that belong to `cells`; `matrices` from `KindRows.by_cell`."""
+        have = getattr(self, kind)
+        if isinstance(have, LookupRows):
+            counts = [have.counts[c] for c in cells if c in have.counts]
+            if not counts:
+                return torch.zeros(0, dtype=torch.float64)
+            total = sum(counts[1:], counts[0]).double().sqrt().sort(descending=True).values
+            return total
+        rows = [matrices[c] for c in cells if c in matrices]
+        return singular_values(torch.cat(rows)) if rows else torch.zeros(0, dtype=torch.float64)
+
+
+def outer_in_place(
+    factors: OuterFactors, transposed: bool
+) -> tuple[Tensor, Tensor]:
+    """L and R with G = L^T R in the parameter's orientation, for a weight that is a matrix."""
+    activation = factors.activation.conj()
+    rows_first = factors.order == (0, 1)
+    return (activation, factors.adjoint) if rows_first != transposed else (factors.adjoint, activation)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The matrix a parameter is: `gradient.flatten(1)`; a vector is one row, a scalar 1 x 1."""
+    if len(shape) == 0:
+        return 1, 1
+    if len(shape) == 1:
+        return 1, shape[0]
+    rest = 1
+    for size in shape[1:]:
+        rest *= size
+    return shape[0], rest
+
+
+def _wide(dense: dict[int, Tensor], cells: Sequence[int]) -> list[Tensor]:
+    widen: Callable[[Tensor], Tensor] = lambda g: g.to(torch.complex128 if g.is_complex() else torch.float64)  # noqa: E731
+    return [widen(dense[c]) for c in cells if c in dense]
+
+
+def _summed_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,0 +1,85 @@
+"""One op call as an adapter sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtrace.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class OpCall:
+    """A torch call in which a value made of parameters alone, its *effective weight*, met sample data.
+
+    function, args, kwargs: the call, its tensors detached.
+    operand: where the effective weight stands, as a path: `(1,)`, `("weight",)`, or `(0, 2)` inside a list.
+    output: shape and dtype of the output, as a tensor on the meta device.
+    owners: the sample that owns each element of the output, broadcastable to its shape; -1 for none.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    operand: tuple[int | str, ...] = (1,)
+    output: Tensor | None = None
+    owners: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's own name, such as `linear` or `__matmul__`."""
+        return str(getattr(self.function, "__name__", self.function))
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight, detached."""
+        value: Any = self.kwargs[self.operand[0]] if isinstance(self.operand[0], str) else self.args[self.operand[0]]
+        for key in self.operand[1:]:
+            value = value[key]
+        return value
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at `position` or called `name`."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def is_operand(self, position: int, name: str) -> bool:
+        """Whether the effective weight is the argument at `position` or called `name`."""
+        return self.operand in ((position,), (name,))
+
+    def owner_rows(self, axes: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        """Owners of the rows spanned by the output's `axes` (of sizes `shape`); fails where an owner cuts a row."""
+        if self.owners is None:
+            raise AdapterError(f"The owners of `{self.name}` are not known yet; ask for them in `factors`, not `claims`.")
+        if any(size != 1 for axis, size in enumerate(self.owners.shape) if axis not in axes):
+            raise RowsCutError(self.name)
+        kept = self.owners.permute(*axes, *(a for a in range(self.owners.dim()) if a not in axes)).reshape(
+            [self.owners.shape[a] for a in axes]
+        )
+        return kept.expand(shape).reshape(-1)
+
+
+class RowsCutError(AdapterError):
+    """An owner changes within a row: the op's output has no rows that belong to one sample each."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The rows of `{name}` belong to several samples each; it is measured locally instead.")
+
+
+def cast_as_used(activation: Tensor, adjoint: Tensor) -> Tensor:
+    """The activation in the dtype the op used: under autocast, that of its output."""
+    if activation.dtype != adjoint.dtype and activation.is_floating_point() and adjoint.is_floating_point():
+        return activation.to(adjoint.dtype)
+    if adjoint.is_complex() and not activation.is_complex():
+        return activation.to(adjoint.dtype)
+    return activation
+
+
+def meta_like(tensor: Tensor) -> Tensor:
+    """Shape and dtype of `tensor`, holding no data."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

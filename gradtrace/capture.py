@@ -1,0 +1,398 @@
+"""Sees the calls of a forward pass and brings back the ops, with a hook on each output that delivers its adjoint.
+
+The live step is ordinary autograd: calls run as they would, on the same tensors, in the same order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from gradtrace.adapters import Registry
+from gradtrace.calls import OpCall, meta_like
+from gradtrace.composite import enterable, entered
+from gradtrace.modules import ModuleStack
+from gradtrace.ops import Op, Operand, OpKey, Output
+from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, tensors_in
+
+_PLAIN = frozenset(
+    "size dim ndimension stride numel nelement is_floating_point is_complex is_contiguous storage_offset data_ptr "
+    "element_size item tolist numpy get_device _set_grad_enabled is_nonzero is_signed is_same_size __len__ __format__ "
+    "__repr__ __bool__ __int__ __float__ __hash__ __index__ untyped_storage has_names retain_grad".split()
+)
+_GETTERS_OF_TENSORS = frozenset(("T", "mT", "H", "mH", "data", "real", "imag"))
+_IN_PLACE_OPERATORS = frozenset(
+    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __iand__ __ior__ __ixor__".split()
+)
+
+
+class Listener(Protocol):
+    """Who is told what the capture sees."""
+
+    context: Any
+
+    def captured(self, op: Op) -> None: ...
+
+    def adjoint(self, op: Op, output: int, grad: Tensor) -> None: ...
+
+    def effective(self, edge: GradientEdge, grad: Tensor) -> None: ...
+
+    def before_backward(self, root: Tensor, gradient: Tensor | None) -> None: ...
+
+    def after_backward(self) -> None: ...
+
+    def transparent(self, key: OpKey) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Produced:
+    """A tensor that a call made: its edge then, its shape, and whether the model was running."""
+
+    edge: GradientEdge
+    meta: Tensor
+    inside: bool
+    sources: frozenset[int]
+    context: Any
+    parameter_only: bool
+
+
+class Capture(TorchFunctionMode):
+    """The torch-function mode of one traced step. `produced` maps an edge (node, number) to what came out there."""
+
+    def __init__(self, modules: ModuleStack, provenance: Provenance, adapters: Registry, listener: Listener) -> None:
+        super().__init__()
+        self._modules, self._provenance = modules, provenance
+        self._adapters, self._listener = adapters, listener
+        self._silent = False
+        self._calls: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+        self._numbers = 0
+        self._effective: set[tuple[Any, int]] = set()
+        self.produced: dict[tuple[Any, int], Produced] = {}
+        self.batch_norms: list[Any] = []
+        modules.on_enter = self._entered_model
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Passes over the graph that are ours: nothing is captured and no hook of the user's fires."""
+        before, self._silent = self._silent, True
+        try:
+            yield
+        finally:
+            self._silent = before
+
+    @property
+    def silent(self) -> bool:
+        return self._silent
+
+    def forget(self) -> None:
+        """Drop everything that refers to the graph of the steps seen so far."""
+        self.produced.clear()
+        self._effective.clear()
+        self.batch_norms.clear()
+        self._calls.clear()
+
+    def restart_count(self) -> None:
+        """Count calls from one again: another micro-batch begins."""
+        self._calls.clear()
+
+    # ------------------------------------------------------------------ dispatch
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self._silent or name in _PLAIN:
+            return func(*args, **kwargs)
+        if name == "__get__":
+            return self._getter(func, args)
+        if name == "backward" and func is Tensor.backward:
+            gradient = args[1] if len(args) > 1 else kwargs.get("gradient")
+            self._listener.before_backward(args[0], gradient)
+            result = func(*args, **kwargs)
+            self._listener.after_backward()
+            return result
+        if name == "register_hook" and func is Tensor.register_hook:
+            return func(args[0], self._quiet(args[1] if len(args) > 1 else kwargs["hook"]))
+        if torch._C._current_graph_task_id() != -1 and not _in_reentrant_recompute():
+            return func(*args, **kwargs)
+        return self._call(func, name, args, kwargs)
+
+    def _getter(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        result = func(*args)
+        attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+        if attribute == "grad_fn" and result is not None and result.name() == "BackwardHookFunctionBackward":
+            return _QuietNode(result, self._quiet)
+        if isinstance(result, Tensor) and attribute in _GETTERS_OF_TENSORS:
+            self._note(result, self._moved(attribute, args[0], result, args, {}))
+        return result
+
+    def _quiet(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The user's hook, not firing in passes of ours."""
+
+        @functools.wraps(hook)
+        def fire(*args: Any) -> Any:
+            return None if self._silent else hook(*args)
+
+        return fire
+
+    def _entered_model(self, args: Any, kwargs: Any) -> None:
+        for tensor in tensors_in((args, kwargs)):
+            if self._provenance[tensor].origin is Origin.UNKNOWN:
+                self._provenance[tensor] = DATA
+
+    # ------------------------------------------------------------------ calls
+
+    def _call(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = list(tensors_in((args, kwargs)))
+        values = [self._value(t) for t in tensors]
+        weights = [t for t, v in zip(tensors, values, strict=True) if v.origin is Origin.PARAMETER and t.requires_grad]
+        meets = any(v.origin in (Origin.DATA, Origin.UNKNOWN) for v in values)
+        if weights and meets and torch.is_grad_enabled():
+            return self._op(func, name, args, kwargs, values)
+        result = func(*args, **kwargs)
+        if len(tensors) == 1:
+            self._note(result, self._moved(name, tensors[0], result, args, kwargs))
+        else:
+            self._note(result, merged(values))
+        self._mutated(name, args, kwargs, values)
+        if name == "batch_norm":
+            self._note_batch_norm(args, kwargs, result)
+        return result
+
+    def _op(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: list[Value],
+    ) -> Any:
+        operands = list(self._operands(func, args, kwargs))
+        if not any(o.adapter for o in operands) and enterable(func):
+            with self:
+                return entered(func)(*args, **kwargs)  # type: ignore[arg-type]
+        op = self._begin(func, name, args, kwargs, operands, values)
+        result = func(*args, **kwargs)
+        if self._listener.transparent(op.key):
+            names = frozenset().union(*(o.value.parameters for o in operands))
+            self._note(result, Value(Origin.PARAMETER, parameters=names, sources=op.sources))
+            return result
+        outputs = [t for t in tensors_in(result) if t.requires_grad]
+        if name == "batch_norm":
+            self._note_batch_norm(args, kwargs, result)
+        self._mutated(name, args, kwargs, values)
+        self._note(result, Value(Origin.DATA, sources=frozenset((op.number,)) if outputs else op.sources))
+        if outputs:
+            self._follow(op, outputs)
+        return result
+
+    def _operands(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[Operand]:
+        plain_args, plain_kwargs = _detached(args), _detached(kwargs)
+        for path, tensor in _paths(args, kwargs):
+            value = self._provenance[tensor]
+            if value.origin is Origin.PARAMETER and tensor.requires_grad:
+                adapter = self._adapters.claimant(OpCall(func, plain_args, plain_kwargs, path))
+                edge = get_gradient_edge(tensor)
+                if value.moves is None and (edge.node, edge.output_nr) not in self._effective:
+                    self._effective.add((edge.node, edge.output_nr))
+                    tensor.register_hook(functools.partial(self._effective_ready, edge))
+                yield Operand(path, edge, value, tuple(tensor.shape), tensor.dtype, adapter)
+
+    def _begin(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: list[Operand],
+        values: list[Value],
+    ) -> Op:
+        names = tuple(sorted(frozenset().union(*(o.value.parameters for o in operands))))
+        family = (self._modules.name, name, names)
+        key = OpKey(*family, nth=self._calls[family])
+        self._calls[family] += 1
+        self._numbers += 1
+        keep = any(o.adapter for o in operands)
+        plain_args, plain_kwargs = (_detached(args), _detached(kwargs)) if keep else ((), {})
+        data = [v for v in values if v.origin in (Origin.DATA, Origin.UNKNOWN)]
+        return Op(
+            number=self._numbers,
+            key=key,
+            function=func,
+            args=plain_args,
+            kwargs=plain_kwargs,
+            operands=operands,
+            outputs=[],
+            born=torch._C._autograd._get_sequence_nr(),
+            sources=frozenset().union(*(v.sources for v in values)),
+            context=self._listener.context,
+            checkpointed=in_checkpoint(),
+            unseen_input=all(v.origin is Origin.UNKNOWN for v in data),
+            input_shapes=tuple(
+                "x".join(map(str, t.shape)) for t in tensors_in((args, kwargs)) if self._value(t).origin is not Origin.PARAMETER
+            ),
+            versions=[(t, t._version) for t in tensors_in((plain_args, plain_kwargs)) if not t.is_inference()],
+        )
+
+    def _follow(self, op: Op, outputs: list[Tensor]) -> None:
+        for position, tensor in enumerate(outputs):
+            op.outputs.append(Output(get_gradient_edge(tensor), meta_like(tensor)))
+            tensor.register_hook(functools.partial(self._adjoint, op, position))
+        op.versions = [(t, t._version) for t, _ in op.versions]  # as the call left them
+        self._listener.captured(op)
+
+    def _adjoint(self, op: Op, position: int, grad: Tensor) -> None:
+        if not self._silent:
+            with torch.no_grad(), self.silence():
+                self._listener.adjoint(op, position, grad)
+
+    def _effective_ready(self, edge: GradientEdge, grad: Tensor) -> None:
+        if not self._silent:
+            with torch.no_grad(), self.silence():
+                self._listener.effective(edge, grad)
+
+    # ------------------------------------------------------------------ bookkeeping
+
+    def _value(self, tensor: Tensor) -> Value:
+        value = self._provenance[tensor]
+        if value.origin is Origin.UNKNOWN and tensor.grad_fn is not None and not value.sources:
+            value = Value(Origin.UNKNOWN, sources=self._sources_behind(tensor.grad_fn))
+            self._provenance[tensor] = value
+        return value
+
+    def _sources_behind(self, node: Any, most: int = 500) -> frozenset[int]:
+        """The ops behind a tensor that an unseen call (a custom autograd function) made, by walking the graph."""
+        found: set[int] = set()
+        seen, queue = set(), [node]
+        by_node = {edge[0]: made for edge, made in self.produced.items()}
+        while queue and len(seen) < most:
+            here = queue.pop()
+            if here in seen or here is None:
+                continue
+            seen.add(here)
+            if here in by_node:
+                found |= by_node[here].sources
+            else:
+                queue.extend(parent for parent, _ in here.next_functions)
+        return frozenset(found)
+
+    def _moved(self, name: str, source: Tensor, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+        value = self._value(source)
+        if value.origin is not Origin.PARAMETER or not isinstance(result, Tensor):
+            return Value(value.origin, value.parameters, None, value.sources)
+        move = move_of(name, source, result, args, kwargs) if value.moves is not None else None
+        moves = None if move is None or value.moves is None else (*value.moves, move)
+        return Value(Origin.PARAMETER, value.parameters, moves, value.sources)
+
+    def _note(self, result: Any, value: Value) -> None:
+        for tensor in tensors_in(result):
+            if value.origin is Origin.PARAMETER and not tensor.requires_grad:
+                self._provenance[tensor] = CONSTANT
+                continue
+            known = self._provenance[tensor]
+            if known.origin is Origin.PARAMETER and value.origin is Origin.PARAMETER and known.moves == ():
+                continue  # the call handed a parameter through
+            self._provenance[tensor] = value
+            if tensor.requires_grad and tensor.grad_fn is not None:
+                edge = get_gradient_edge(tensor)
+                self.produced[edge.node, edge.output_nr] = Produced(
+                    edge,
+                    meta_like(tensor),
+                    self._modules.inside,
+                    value.sources,
+                    self._listener.context,
+                    value.origin is Origin.PARAMETER,
+                )
+
+    def _mutated(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Value]) -> None:
+        in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+        target = args[0] if in_place and args else kwargs.get("out")
+        if not isinstance(target, Tensor):
+            return
+        value = merged(values)
+        if self._provenance[target].moves == () and value.origin is Origin.PARAMETER:
+            return  # a parameter renormalised or initialised in place stays itself
+        for tensor in (target, target._base):
+            if tensor is not None:
+                self._note(tensor, merged([self._value(tensor), value]))
+
+    def _note_batch_norm(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        training = args[5] if len(args) > 5 else kwargs.get("training", False)
+        if training and isinstance(result, Tensor) and result.grad_fn is not None:
+            self.batch_norms.append(result.grad_fn)
+            result.grad_fn.register_hook(self._frozen_batch_norm)
+
+    frozen = False
+
+    def _frozen_batch_norm(self, grad_inputs: tuple[Any, ...], grad_outputs: tuple[Any, ...]) -> Any:
+        """In passes that ask for ownership, batch statistics count as constants: no sample reaches another."""
+        if not (self._silent and self.frozen) or grad_inputs[0] is None or grad_outputs[0] is None:
+            return None
+        return (grad_outputs[0].to(grad_inputs[0].dtype), *grad_inputs[1:])
+
+
+class _QuietNode:
+    """The node of a module's full backward hook; hooks put on it stay quiet in passes of ours."""
+
+    def __init__(self, node: Any, quiet: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self._node, self._quiet = node, quiet
+
+    def name(self) -> str:
+        return str(self._node.name())
+
+    def register_hook(self, hook: Callable[..., Any]) -> Any:
+        return self._node.register_hook(self._quiet(hook))
+
+    def register_prehook(self, hook: Callable[..., Any]) -> Any:
+        return self._node.register_prehook(self._quiet(hook))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
+
+
+def full_name(function: Callable[..., Any]) -> str:
+    """The function's public name, such as `torch.nn.functional.linear`."""
+    return resolve_name(function) or getattr(function, "__qualname__", str(function))
+
+
+def in_checkpoint() -> bool:
+    """Whether non-reentrant activation checkpointing holds back what autograd saves now."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook")
+
+
+def _in_reentrant_recompute() -> bool:
+    node = torch._C._current_autograd_node()
+    return node is not None and node.name() == "CheckpointFunctionBackward"
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(_detached(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
+    return value
+
+
+def _paths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
+    for key, value in [*enumerate(args), *kwargs.items()]:
+        if isinstance(value, Tensor):
+            yield (key,), value
+        elif isinstance(value, (tuple, list)):
+            for inner, item in enumerate(value):
+                if isinstance(item, Tensor):
+                    yield (key, inner), item

@@ -1,0 +1,231 @@
+"""What an adapter says of one call: the activation A, the adjoint D, and whose row is whose.
+
+For an op that multiplies its input by a weight, G = A^T D with one row per sample and position (complex: conj(A)^T D).
+All shapes below are of one call; `owners` holds one sample index per row, -1 where no sample owns the row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A and D as matrices, for the spectra of the kinds. `activation` is None where the op has none."""
+
+    activation: Tensor | None  # (rows, in)
+    adjoint: Tensor  # (rows, out)
+    owners: Tensor  # (rows,)
+
+
+class Factors(ABC):
+    """The gradient of one call with respect to its weight, as a sum over owned rows."""
+
+    owners: Tensor
+
+    @abstractmethod
+    def densify(self) -> Tensor:
+        """The gradient of all rows, in the weight's shape."""
+
+    @abstractmethod
+    def restrict(self, keep: Tensor) -> Factors:
+        """Only the rows where `keep`, a boolean per sample plus a last one for ownerless rows, holds."""
+
+    @abstractmethod
+    def weighted(self, weights: Tensor) -> Factors:
+        """Every row's adjoint times its sample's weight; `weights` is (samples + 1,), the last for ownerless rows."""
+
+    @abstractmethod
+    def scale(self) -> float:
+        """The sum over rows of |a| |d|: what rounding errors of the gradient are measured against."""
+
+    def rows(self) -> Rows | None:
+        """A and D as matrices, or None when the op has no rows."""
+        return None
+
+    def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
+        """The gradient of every cell that owns a row; `cells` is (samples + 1,), the last for ownerless rows."""
+        present = torch.unique(cells[self.owners]).tolist()
+        return {cell: self.restrict(cells == cell).densify() for cell in present}
+
+
+@dataclass(frozen=True)
+class OuterFactors(Factors):
+    """G = A^T D, reshaped: the weight's axes are `inputs + outputs`, permuted by `order`.
+
+    activation: (rows, in), adjoint: (rows, out). `shape`: sizes of the in-axes and then of the out-axes;
+    `order`: the permutation that takes them to the weight's own axes. A matrix stored (out, in) has order (1, 0).
+    """
+
+    activation: Tensor
+    adjoint: Tensor
+    owners: Tensor
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def densify(self) -> Tensor:
+        return (self.activation.mH @ self.adjoint).reshape(self.shape).permute(self.order)
+
+    def restrict(self, keep: Tensor) -> OuterFactors:
+        index = keep[self.owners].nonzero(as_tuple=True)[0]
+        if len(index) == len(self.owners):
+            return self
+        return replace(
+            self,
+            activation=self.activation.index_select(0, index),
+            adjoint=self.adjoint.index_select(0, index),
+            owners=self.owners.index_select(0, index),
+        )
+
+    def weighted(self, weights: Tensor) -> OuterFactors:
+        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
+
+    def scale(self) -> float:
+        return _norm_product(self.activation, self.adjoint)
+
+    def rows(self) -> Rows:
+        return Rows(self.activation, self.adjoint, self.owners)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the weight is a matrix, so that its spectrum is that of A^T D as it stands."""
+        return len(self.shape) == 2
+
+
+@dataclass(frozen=True)
+class BatchedFactors(Factors):
+    """Independent products side by side, as in `bmm` with a three-dimensional weight: G[b] = A[b]^T D[b].
+
+    activation: (batch, rows, in), adjoint: (batch, rows, out), owners: (batch, rows). `shape` and `order` as for
+    `OuterFactors`, with the batch axes first.
+    """
+
+    activation: Tensor
+    adjoint: Tensor
+    owners: Tensor
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def densify(self) -> Tensor:
+        return (self.activation.mH @ self.adjoint).reshape(self.shape).permute(self.order)
+
+    def restrict(self, keep: Tensor) -> BatchedFactors:
+        return replace(self, adjoint=self.adjoint * keep[self.owners][..., None])
+
+    def weighted(self, weights: Tensor) -> BatchedFactors:
+        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[..., None])
+
+    def scale(self) -> float:
+        return _norm_product(self.activation.flatten(0, 1), self.adjoint.flatten(0, 1))
+
+    def rows(self) -> Rows:
+        return Rows(self.activation.flatten(0, 1), self.adjoint.flatten(0, 1), self.owners.flatten())
+
+
+@dataclass(frozen=True)
+class LookupFactors(Factors):
+    """A table of `height` rows, looked up: A is one-hot and never formed.
+
+    indices: (rows,), adjoint: (rows, width), owners: (rows,).
+    """
+
+    indices: Tensor
+    adjoint: Tensor
+    owners: Tensor
+    height: int
+
+    def densify(self) -> Tensor:
+        table = self.adjoint.new_zeros(self.height, self.adjoint.shape[1])
+        return table.index_add_(0, self.indices, self.adjoint)
+
+    def restrict(self, keep: Tensor) -> LookupFactors:
+        index = keep[self.owners].nonzero(as_tuple=True)[0]
+        return replace(
+            self,
+            indices=self.indices.index_select(0, index),
+            adjoint=self.adjoint.index_select(0, index),
+            owners=self.owners.index_select(0, index),
+        )
+
+    def weighted(self, weights: Tensor) -> LookupFactors:
+        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
+
+    def scale(self) -> float:
+        return float(torch.linalg.vector_norm(self.adjoint, dim=1).double().sum())
+
+    def rows(self) -> Rows:
+        return Rows(None, self.adjoint, self.owners)
+
+
+@dataclass(frozen=True)
+class ElementFactors(Factors):
+    """A weight applied element by element: G = the sum of a * d over the axes along which the weight is broadcast.
+
+    adjoint: the output's shape; activation: broadcastable to it, or None for a shift; owners: broadcastable to it;
+    shape: the weight's.
+    """
+
+    activation: Tensor | None
+    adjoint: Tensor
+    owners: Tensor
+    shape: tuple[int, ...]
+
+    def densify(self) -> Tensor:
+        return self._terms().sum_to_size(self.shape)
+
+    def restrict(self, keep: Tensor) -> ElementFactors:
+        return replace(self, adjoint=self.adjoint * keep[self.owners])
+
+    def weighted(self, weights: Tensor) -> ElementFactors:
+        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype))
+
+    def scale(self) -> float:
+        return float(self._terms().abs().double().sum())
+
+    def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
+        """Summed first over every axis along which neither the weight nor the owner varies: one pass over the data."""
+        terms = self._terms()
+        owners = self.owners.reshape((1,) * (terms.dim() - self.owners.dim()) + tuple(self.owners.shape))
+        kept = (1,) * (terms.dim() - len(self.shape)) + self.shape
+        free = [i for i in range(terms.dim()) if kept[i] == 1 and owners.shape[i] == 1 and terms.shape[i] != 1]
+        terms = terms.sum(free, keepdim=True) if free else terms
+        of_row = cells[owners]
+        return {
+            cell: (terms * (of_row == cell)).sum_to_size(self.shape) for cell in torch.unique(of_row).tolist()
+        }
+
+    def rows(self) -> Rows | None:
+        """Rows are the axes the weight is broadcast along, columns the weight's own; None if an owner cuts a row."""
+        rank = self.adjoint.dim()
+        kept = (1,) * (rank - len(self.shape)) + self.shape
+        owners = self.owners.reshape((1,) * (rank - self.owners.dim()) + tuple(self.owners.shape))
+        columns = [i for i in range(rank) if kept[i] != 1]
+        if any(owners.shape[i] != 1 for i in columns):
+            return None
+        along = [i for i in range(rank) if kept[i] == 1]
+        order = along + columns
+        count = _product(self.adjoint.shape[i] for i in along)
+        of_row = owners.permute(order).expand(*(self.adjoint.shape[i] for i in along), *(1 for _ in columns))
+        activation = None
+        if self.activation is not None:
+            activation = self.activation.expand_as(self.adjoint).permute(order).reshape(count, -1)
+        return Rows(activation, self.adjoint.permute(order).reshape(count, -1), of_row.reshape(count))
+
+    def _terms(self) -> Tensor:
+        return self.adjoint if self.activation is None else self.activation.conj() * self.adjoint
+
+
+def _norm_product(left: Tensor, right: Tensor) -> float:
+    return float((torch.linalg.vector_norm(left, dim=-1) * torch.linalg.vector_norm(right, dim=-1)).double().sum())
+
+
+def _product(sizes: Sequence[int] | object) -> int:
+    total = 1
+    for size in sizes:  # type: ignore[attr-defined]
+        total *= size
+    return total

@@ -1,0 +1,147 @@
+"""One batch: `trace`, the graph of a model's parameterized ops, and `spectra`, the group spectra of one loss.
+
+Both run the model by `torch.func.functional_call` on substituted parameters and buffers: nothing of the user's changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gradtrace.adapters import Adapter, registry
+from gradtrace.errors import CaptureError
+from gradtrace.finish import infos, judge, step_row
+from gradtrace.graph import OpGraph
+from gradtrace.graphing import graph_of
+from gradtrace.inputs import Inputs
+from gradtrace.selection import checked_kinds, select
+from gradtrace.session import Session, Settings, constants_of
+from gradtrace.store.rows import KINDS
+from gradtrace.survey import Memory
+from gradtrace.untouched import attributes_kept, random_state_kept
+from gradtrace.values import tensors_in
+
+if TYPE_CHECKING:
+    import xarray
+
+_ATTEMPTS = 4  # each takes one more constant for what it is, or one more parameter down a rung
+
+
+def spectra(
+    model: nn.Module,
+    inputs: Any,
+    loss_fn: Callable[[Any], Tensor],
+    *,
+    groups: Any = None,
+    kinds: Sequence[str] = KINDS,
+    keep: int | None = 64,
+    parameters: str | Sequence[str] | None = None,
+    sample_dim: int | None = None,
+    coupling: str = "rows",
+    adapters: Mapping[str, str] | Sequence[Adapter] | None = None,
+) -> xarray.DataTree:
+    """A tree with one node per parameter: group spectra of the gradient, activations and adjoints of one batch.
+
+    inputs: a tensor, a tuple (positional), a mapping (keyword arguments), or `Inputs(args, kwargs)`.
+    loss_fn: takes the model's output, returns a scalar. Spectra are of the raw sums as they would enter `p.grad`: with a
+        mean loss over N samples they carry 1/N.
+    groups: a mapping from grouping name to one label per sample (strings or integers), or one bare sequence.
+    kinds: any of gradient, activation, adjoint. keep: how many of the largest singular values; None keeps all.
+    parameters: globs of qualified names. sample_dim: the sample axis of the output, where its length leaves a doubt.
+    coupling: "rows", the rows of the group (adds up to the gradient), or "loss", the gradient of the group's loss.
+    adapters: by function name which adapter takes it, or the adapters to use instead of the installed ones.
+
+    The model, its buffers, its gradients and the random state are left as they were.
+    Raises `GradtraceError` subclasses that say what to do. *Source*: Baker, Calhoun & Plis 2024, arXiv:2406.11825.
+    """
+    from gradtrace.store.tree import tree_of
+
+    settings = Settings(checked_kinds(kinds), sample_dim, _checked(coupling))
+    session = _traced(model, inputs, groups, parameters, settings, adapters, loss_fn)
+    row = step_row(session, step=0, keep=keep)
+    return tree_of(row, infos(session), attrs={"loss": row.loss, "coupling": coupling})
+
+
+def trace(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    groups: Any = None,
+    parameters: str | Sequence[str] | None = None,
+    sample_dim: int | None = None,
+    adapters: Mapping[str, str] | Sequence[Adapter] | None = None,
+) -> OpGraph:
+    """The graph of the parameterized ops of one forward pass, and how each parameter will be measured.
+
+    Without `groups` the samples are counted along `sample_dim` of the output, by default its first axis. The model, its
+    buffers and the random state are left as they were. Every floating-point output counts as reaching the loss.
+    """
+    _, excluded = select(model, parameters)
+    session = _traced(model, inputs, groups, parameters, Settings(KINDS, sample_dim), adapters, _any_loss)
+    return graph_of(session, excluded)
+
+
+def _any_loss(output: Any) -> Tensor:
+    """A scalar that every output reaches, with a gradient that is not constant."""
+    parts = [t for t in tensors_in(output) if t.requires_grad]
+    if not parts:
+        raise CaptureError("No output of the model requires a gradient: is it run under torch.no_grad(), or detached?")
+    return torch.stack([_real(t).double().square().sum() + _real(t).double().sum() for t in parts]).sum()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _traced(
+    model: nn.Module,
+    inputs: Any,
+    groups: Any,
+    parameters: str | Sequence[str] | None,
+    settings: Settings,
+    adapters: Mapping[str, str] | Sequence[Adapter] | None,
+    loss_fn: Callable[[Any], Tensor],
+) -> Session:
+    chosen, _ = select(model, parameters)
+    memory, known = Memory(), registry(adapters)
+    for _ in range(_ATTEMPTS):
+        before = len(memory.transparent)
+        with random_state_kept(), attributes_kept(model), torch.enable_grad():
+            leaves = {name: p.detach().requires_grad_() for name, p in chosen.items()}
+            state = {name: p.detach() for name, p in model.named_parameters()} | leaves
+            buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+            session = Session(model, leaves, [*buffers.values(), *constants_of(model)], settings, memory, known)
+            session.begin_batch(groups)
+            _run(session, model, state | buffers, Inputs.of(inputs), loss_fn)
+        judge(session)
+        if not session.retrace:
+            break
+        if len(memory.transparent) > before:  # what looked opaque or coupled may have been that constant
+            memory.opaque.clear()
+            memory.coupled.clear()
+    return session
+
+
+def _run(
+    session: Session, model: nn.Module, state: dict[str, Tensor], inputs: Inputs, loss_fn: Callable[[Any], Tensor]
+) -> None:
+    try:
+        with session.watching():
+            output = functional_call(model, state, inputs.args, dict(inputs.kwargs))
+            loss = loss_fn(output)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise CaptureError(f"loss_fn must return a scalar tensor; it returned {shape}. Take its mean or sum.")
+            loss.backward()
+    finally:
+        session.close()
+
+
+def _checked(coupling: str) -> str:
+    if coupling not in ("rows", "loss"):
+        raise CaptureError(f"coupling={coupling!r} is neither 'rows' nor 'loss'.")
+    return coupling

@@ -1,0 +1,54 @@
+"""Which module of the traced model is running: names for ops, and the border between the model and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+
+class ModuleStack:
+    """The modules of one model that are running now, innermost last. Uses torch's global hooks, none on the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
+        self._running: list[str] = []
+        self.on_enter: Callable[[Any, Any], None] = lambda args, kwargs: None
+
+    @property
+    def name(self) -> str:
+        """Qualified name of the innermost running module; empty for the model itself and outside it."""
+        return self._running[-1] if self._running else ""
+
+    @property
+    def inside(self) -> bool:
+        """Whether any module of the model is running."""
+        return bool(self._running)
+
+    @contextmanager
+    def watching(self) -> Any:
+        """Follow the model's modules while the context lasts."""
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._running.clear()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        name = self._names.get(id(module))
+        if name is not None:
+            if not self._running:
+                self.on_enter(args, None)
+            self._running.append(name)
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._running and id(module) in self._names:
+            self._running.pop()

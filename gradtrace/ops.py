@@ -1,0 +1,81 @@
+"""One captured op: the call in which parameter-only values met sample data, and the edges of the graph around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradtrace.adapters import Adapter
+from gradtrace.calls import OpCall
+from gradtrace.values import Value
+
+
+@dataclass(frozen=True)
+class OpKey:
+    """What stays the same about an op from step to step: module, function, parameters, and which call of these it is."""
+
+    module: str
+    function: str
+    parameters: tuple[str, ...]
+    nth: int
+
+    @property
+    def family(self) -> tuple[str, str, tuple[str, ...]]:
+        return self.module, self.function, self.parameters
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An effective weight of an op: where it stands in the call, its edge, its origin, and who factors it."""
+
+    path: tuple[int | str, ...]
+    edge: GradientEdge
+    value: Value
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    adapter: Adapter | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of an op: its edge at the time of the call, and its shape and dtype as a meta tensor."""
+
+    edge: GradientEdge
+    meta: Tensor
+
+
+@dataclass
+class Op:
+    """A captured call. Tensors are kept only for operands that an adapter factors, and dropped by `release`."""
+
+    number: int
+    key: OpKey
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    operands: list[Operand]
+    outputs: list[Output]
+    born: int  # autograd's sequence number when the call began: nodes below it are not this op's
+    sources: frozenset[int]
+    context: Any  # the labels of the samples this call worked on
+    checkpointed: bool = False
+    unseen_input: bool = False  # the data operand came from nowhere known: it may be a constant
+    input_shapes: tuple[str, ...] = ()
+    versions: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def call(self, operand: Operand, output: int, owners: Tensor | None) -> OpCall:
+        """The call as an adapter sees it, for one operand and one output."""
+        return OpCall(self.function, self.args, self.kwargs, operand.path, self.outputs[output].meta, owners)
+
+    def changed_in_place(self) -> bool:
+        """Whether an input that was kept has been written to since the call."""
+        return any(tensor._version != version for tensor, version in self.versions)
+
+    def release(self) -> None:
+        """Let go of every tensor."""
+        self.args, self.kwargs, self.versions = (), {}, []

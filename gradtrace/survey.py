@@ -1,0 +1,204 @@
+"""Passes over the live graph, before the real backward, that find out whose row is whose.
+
+They start at the model's outlets with random cotangents, on the graph as it is (nothing is run forward again), and
+leave it as it was. Batch statistics count as constants in them, so that samples coupled by batch norm decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradtrace.capture import Capture
+from gradtrace.contributions import Factored, contributions, to_parameters
+from gradtrace.ops import Op, OpKey
+from gradtrace.outlets import Outlet, random_cotangent
+from gradtrace.ownership import MIXED, UNKNOWN, Codes, Layout, compact, layouts_of
+from gradtrace.pull import through_graph
+
+Slot = tuple[int, int]  # op number, output number
+
+
+@dataclass
+class Memory:
+    """What is known about a model from step to step.
+
+    layouts: the layouts that still explain an op's output; an empty list says ownership changes from step to step.
+    """
+
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0x67726164))
+    layouts: dict[tuple[OpKey, int], list[Layout]] = field(default_factory=dict)
+    transparent: set[OpKey] = field(default_factory=set)
+    opaque: dict[str, str] = field(default_factory=dict)  # parameter -> why only the global way is left
+    coupled: set[str] = field(default_factory=set)
+    ungrouped: dict[str, str] = field(default_factory=dict)  # parameter -> why no group's share is known
+    audited: set[str] = field(default_factory=set)
+    steps: int = 0
+
+    def layout(self, key: OpKey, output: int) -> Layout | None:
+        """The one layout of an op's output; that of its siblings where this call was never probed."""
+        known = self.layouts.get((key, output))
+        if known is None:
+            family = [v for (k, o), v in self.layouts.items() if k.family == key.family and o == output]
+            known = family[0] if family and all(v == family[0] for v in family) else []
+        return known[0] if len(known) == 1 else None
+
+    def learn(self, key: OpKey, output: int, owners: Tensor, n_samples: int) -> None:
+        """Keeps the layouts that explain these owners too."""
+        fitting = layouts_of(owners, n_samples)
+        before = self.layouts.get((key, output))
+        self.layouts[key, output] = fitting if before is None else [one for one in before if one in fitting]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The outlets of one batch and the cotangents that probe it."""
+
+    capture: Capture
+    outlets: Sequence[Outlet]
+    cotangents: Sequence[Tensor]
+    n_samples: int
+
+    @classmethod
+    def draw(cls, capture: Capture, outlets: Sequence[Outlet], n_samples: int, generator: torch.Generator) -> Probe:
+        return cls(capture, outlets, [random_cotangent(o, generator) for o in outlets], n_samples)
+
+    @contextmanager
+    def _passing(self, *, frozen: bool) -> Iterator[None]:
+        with self.capture.silence(), torch.no_grad():
+            self.capture.frozen = frozen
+            try:
+                yield
+            finally:
+                self.capture.frozen = False
+
+    def adjoints(
+        self, edges: Sequence[GradientEdge], weights: Tensor | None = None, *, frozen: bool = True
+    ) -> list[Tensor | None]:
+        """The adjoints at `edges`, each sample's cotangent multiplied by its weight (samples,)."""
+        cotangents = self.cotangents
+        if weights is not None:
+            cotangents = [o.spread(weights, c) for o, c in zip(self.outlets, cotangents, strict=True)]
+        with self._passing(frozen=frozen):
+            return through_graph([o.edge for o in self.outlets], cotangents, edges)
+
+
+def find_owners(probe: Probe, ops: Sequence[Op], memory: Memory) -> dict[Slot, tuple[Tensor, Tensor]]:
+    """For every output that a probe reaches: (its adjoint, the owner of every element of it)."""
+    slots = [(op, i) for op in ops for i in range(len(op.outputs))]
+    edges = [op.outputs[i].edge for op, i in slots]
+    half = any(o.meta.dtype == torch.float16 for o in probe.outlets)
+    codes = Codes.draw(probe.n_samples, memory.generator, dtype=torch.float16 if half else torch.float32)
+    plain = probe.adjoints(edges)
+    coded = [probe.adjoints(edges, codes.factor(place)) for place in range(len(codes.digits))]
+    found = {}
+    for place, (op, i) in enumerate(slots):
+        here, powers = plain[place], [one[place] for one in coded]
+        if here is not None and all(p is not None for p in powers):
+            owners = codes.decode(here, [p for p in powers if p is not None])
+            found[op.number, i] = (here, owners)
+    return found
+
+
+def settle(slot_owners: Tensor, key: OpKey, output: int, n_samples: int, memory: Memory) -> Tensor | None:
+    """Owners to use for an output, from what was decoded and what is known; None where samples are mixed."""
+    if bool((slot_owners == MIXED).any()):
+        return None
+    if n_samples == 1:
+        return torch.zeros((1,) * slot_owners.dim(), dtype=torch.int64)
+    if not bool((slot_owners != UNKNOWN).any()):
+        return compact(slot_owners)
+    memory.learn(key, output, slot_owners, n_samples)
+    layout = memory.layout(key, output)
+    full = layout.owners(slot_owners.shape, n_samples) if layout else None
+    return full if full is not None else compact(slot_owners)
+
+
+def find_coupled(probe: Probe, ops: Sequence[Op], owners: Mapping[Slot, Tensor], memory: Memory) -> set[str]:
+    """Parameters of the ops whose rows stop decoding once batch statistics are differentiated through."""
+    if not probe.capture.batch_norms or probe.n_samples == 1:
+        return set()
+    slots = [(op, i) for op in ops for i in range(len(op.outputs)) if (op.number, i) in owners]
+    edges = [op.outputs[i].edge for op, i in slots]
+    factor = Codes.draw(probe.n_samples, memory.generator).factor(0)
+    plain = probe.adjoints(edges, frozen=False)
+    coded = probe.adjoints(edges, factor, frozen=False)
+    coupled: set[str] = set()
+    for (op, i), before, after in zip(slots, plain, coded, strict=True):
+        if before is None or after is None:
+            continue
+        of_row = torch.cat([factor, torch.ones(1, dtype=factor.dtype)]).to(before.device)[owners[op.number, i].to(before.device)]
+        expected = before * of_row.to(before.real.dtype)
+        if not torch.equal(torch.where(before == 0, after, expected), after):
+            coupled.update(*(o.value.parameters for o in op.operands))
+    return coupled
+
+
+def audit_owners(
+    probe: Probe,
+    ops: Sequence[Op],
+    adjoints: Mapping[Slot, Tensor],
+    owners: Mapping[Slot, Tensor],
+    parameters: Mapping[str, GradientEdge],
+    memory: Memory,
+) -> dict[str, float]:
+    """Per parameter, |g_c - sum_n c_n G_n| / scale for random weights c_n on the samples' cotangents.
+
+    g_c is autograd's own; the scale is the sum over rows of |a| |d| where factors are known, and the norms of what was
+    added elsewhere. A use of the parameter that was not seen shows here as well as a row given to the wrong sample.
+    """
+    # eighths: exact in every dtype, bfloat16 included
+    weights = torch.randint(4, 13, (probe.n_samples,), generator=memory.generator).double() / 8
+    names = list(parameters)
+    reference = dict(zip(names, probe.adjoints([parameters[n] for n in names], weights), strict=True))
+    ours: dict[str, Tensor] = {}
+    scale: dict[str, float] = dict.fromkeys(names, 0.0)
+    extended = torch.cat([weights, torch.ones(1, dtype=torch.float64)])
+    with probe._passing(frozen=True):
+        for op in ops:
+            for i in range(len(op.outputs)):
+                if (op.number, i) in owners and (op.number, i) in adjoints:
+                    _add_weighted(op, i, adjoints[op.number, i], owners[op.number, i], extended, parameters, ours, scale)
+    found = {}
+    for name, expected in reference.items():
+        mine = ours.get(name)
+        if expected is None and mine is None:
+            continue
+        some = mine if mine is not None else expected
+        assert some is not None
+        difference = (expected if expected is not None else 0) - (mine if mine is not None else 0)
+        size = float(torch.linalg.vector_norm(difference))  # type: ignore[arg-type]
+        floor = scale[name] or float(torch.linalg.vector_norm(some))
+        found[name] = size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
+    return found
+
+
+def _add_weighted(
+    op: Op,
+    output: int,
+    adjoint: Tensor,
+    owners: Tensor,
+    weights: Tensor,
+    parameters: Mapping[str, GradientEdge],
+    ours: dict[str, Tensor],
+    scale: dict[str, float],
+) -> None:
+    weights, owners = weights.to(adjoint.device), owners.to(adjoint.device)
+    for part in contributions(op, output, adjoint, owners):
+        if isinstance(part, Factored):
+            gradient: Tensor | None = part.factors.weighted(weights).densify()
+            size = part.factors.scale()
+        else:
+            gradient = part.pull(weights)
+            size = None if gradient is None else float(torch.linalg.vector_norm(gradient))
+        if gradient is None:
+            continue
+        for name, g in to_parameters(gradient, part.operand.edge, part.operand.value, parameters).items():
+            ours[name] = ours[name] + g if name in ours else g
+            direct = part.operand.value.moves is not None and size is not None
+            scale[name] = scale.get(name, 0.0) + (size if direct and size is not None else float(torch.linalg.vector_norm(g)))
