@@ -116,7 +116,7 @@ def _write_table(file: IO[str], columns: Sequence[str], rows: Iterable[Row]) -> 
     table = Table(box=None, pad_edge=False, header_style="bold")
     held = list(rows)
     for column in columns:
-        numeric = any(isinstance(row.get(column), int | float) for row in held)
+        numeric = all(isinstance(row.get(column), int | float | None) for row in held)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in held:
         table.add_row(*(Text(text_of(row.get(column))) for column in columns))

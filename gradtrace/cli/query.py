@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def command(
 def _names(patterns: Sequence[str]) -> list[str]:
     if "-" not in patterns:
         return list(patterns)
-    piped = [line.strip() for line in click.get_text_stream("stdin") if line.strip()]
+    piped = [line.strip() for line in sys.stdin if line.strip()]
     return [name for pattern in patterns for name in (piped if pattern == "-" else [pattern])] or ["re:(?!)"]
 
 

@@ -85,6 +85,12 @@ class Stream:
         values = self.load(self.array(parameter, variable), key)
         return values[..., : place.width] if values.ndim == 3 and variable != "inner_product" else values
 
+    def over_parameters(self, variable: str) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+        """(names, values) of a variable without components, one width class after another: (step, parameter, ...)."""
+        for member, variables in self._members.items():
+            if variable in variables:
+                yield self._names(f"{member}/{PARAMETER}"), self._values(f"{member}/{variable}")
+
     def load(self, array: zarr.Array[Any], key: Any) -> np.ndarray:
         """`array[key]`, or a StoreError that names the array whose bytes cannot be read."""
         try:
