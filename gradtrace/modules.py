@@ -33,7 +33,7 @@ class ModuleStack:
         """Follow the model's modules while the context lasts."""
         handles = [
             register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
+            register_module_forward_hook(self._leave, always_call=True),
         ]
         try:
             yield self
@@ -49,6 +49,6 @@ class ModuleStack:
                 self.on_enter(args, None)
             self._running.append(name)
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._running and id(module) in self._names:
             self._running.pop()

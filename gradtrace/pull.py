@@ -22,7 +22,7 @@ def through_graph(
     found = torch.autograd.grad(  # type: ignore[call-overload]
         list(outputs), list(inputs), grad_outputs=list(cotangents), retain_graph=True, allow_unused=True
     )
-    return list(found)
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
 
 
 def through_op(op: Op, output: int, adjoint: Tensor, operands: Sequence[Operand]) -> list[Tensor | None]:
@@ -35,31 +35,52 @@ def through_op(op: Op, output: int, adjoint: Tensor, operands: Sequence[Operand]
     edges = [operand.edge for operand in operands]
     if op.checkpointed:
         return through_graph([op.outputs[output].edge], [adjoint], edges)
-    return _local(op.outputs[output].edge, adjoint, edges, op.born)
+    others = [o.edge for place, o in enumerate(op.outputs) if place != output]
+    return local(op.outputs[output].edge, adjoint, edges, born=op.born, stops=others)
 
 
-def _local(start: GradientEdge, adjoint: Tensor, targets: list[GradientEdge], born: int) -> list[Tensor | None]:
-    """Runs the nodes between `start` and `targets` one by one, newest first."""
+def local(
+    start: GradientEdge,
+    adjoint: Tensor,
+    targets: Sequence[GradientEdge],
+    *,
+    born: int = 0,
+    stops: Sequence[GradientEdge] = (),
+) -> list[Tensor | None]:
+    """The adjoints at `targets` of `adjoint` at `start`, by running the nodes in between one by one, newest first.
+
+    Nothing beyond `targets` and `stops` is entered (an LSTM cell's new state is an output of its own, and delivers
+    what reaches it), nor nodes older than `born`, nor leaves. No hook fires.
+    """
     wanted = {(t.node, t.output_nr): i for i, t in enumerate(targets)}
+    closed = {(s.node, s.output_nr) for s in stops}
     found: list[Tensor | None] = [None] * len(targets)
     waiting: dict[Any, dict[int, Tensor]] = {start.node: {start.output_nr: adjoint}}
     heap = [(-start.node._sequence_nr(), 0, start.node)]
-    pushed = 1
     while heap:
         _, _, node = heapq.heappop(heap)
-        grads = waiting.pop(node)
-        for (parent, number), grad in zip(node.next_functions, _run(node, grads), strict=False):
-            if parent is None or grad is None:
+        for (parent, number), grad in zip(node.next_functions, _run(node, waiting.pop(node)), strict=False):
+            if parent is None or grad is None or (parent, number) in closed:
                 continue
+            grad = _fitted(grad, parent._input_metadata[number])
             if (parent, number) in wanted:
                 _add(found, wanted[parent, number], grad)
             elif not _older(parent, born) or _is_cast(parent, wanted):
                 if parent not in waiting:
-                    heapq.heappush(heap, (-parent._sequence_nr(), pushed, parent))
-                    pushed += 1
-                here = waiting.setdefault(parent, {})
+                    waiting[parent] = {}
+                    heapq.heappush(heap, (-parent._sequence_nr(), id(parent), parent))
+                here = waiting[parent]
                 here[number] = here[number] + grad if number in here else grad
     return found
+
+
+def _fitted(grad: Tensor, meta: Any) -> Tensor:
+    """As the engine does between nodes: summed over broadcast axes, and cast, to what the next node expects."""
+    if grad.shape != tuple(meta.shape):
+        grad = grad.sum_to_size(tuple(meta.shape))
+    if meta.dtype.is_complex or not grad.is_complex():
+        return grad.to(meta.dtype)
+    return grad.real.to(meta.dtype)
 
 
 def _older(node: Any, born: int) -> bool:

@@ -22,7 +22,7 @@ from gradtrace.groups import Cells, Labels
 from gradtrace.modules import ModuleStack
 from gradtrace.ops import Op, OpKey, Operand
 from gradtrace.outlets import Outlet, outlets_of
-from gradtrace.pull import _local, through_graph
+from gradtrace.pull import local, through_graph
 from gradtrace.survey import Memory, Probe, Slot, audit_owners, find_coupled, find_owners, settle
 from gradtrace.values import CONSTANT, Origin, Provenance, Value, tensors_in
 
@@ -238,7 +238,7 @@ class Session:
         names = [name for name in self.parameters if self._is_global(name)]
         if not names:
             return
-        at_outlets = _local(root, cotangent, [o.edge for o in outlets], born=0)
+        at_outlets = local(root, cotangent, [o.edge for o in outlets])
         live = [(o, c) for o, c in zip(outlets, at_outlets, strict=True) if c is not None]
         cells = sorted({int(c) for o, _ in live for c in o.context.of_sample[:-1].tolist()})
         for cell in cells:

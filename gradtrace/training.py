@@ -94,8 +94,8 @@ def _iterable(study: Study) -> Iterable[Any]:
     if isinstance(batches, Iterable) or hasattr(batches, "__getitem__"):
         return batches
     raise StudyError(
-        f"batches() of the study {study.target} returned {batches!r}, which cannot be looped over. It should look like: "
-        f"{SHAPES['batches']}"
+        f"batches() of the study {study.target} returned {batches!r}, which cannot be looped over. It should look "
+        f"like: {SHAPES['batches']}"
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gradtrace.demo.run import Outcome, Task
     from gradtrace.demo.words import Row
 
-EPOCHS, QUICK = 30, 4
+EPOCHS, QUICK = 50, 8
 NETWORKS = ("recurrent", "attention", "feed-forward")
 
 
@@ -124,9 +124,9 @@ def _table(title: str, header: Row, sections: Mapping[str, Sequence[Row]]) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(header):
-        table.add_column(name, no_wrap=not at)
+        table.add_column(name, no_wrap=at != len(header) - 1)
     for name, rows in sections.items():
         if name:
             table.add_row(f"[bold]{name}[/bold]")

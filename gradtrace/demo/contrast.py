@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,33 +12,26 @@ import numpy as np
 from gradtrace.metrics import METRICS
 
 LEADING = 8  # singular values that count towards the gap
+NOISE = 1e-6  # of the largest singular value: what lies below is float32 rounding
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two groups of one grouping, seen in one parameter's gradient. Arrays are (2, steps), first group first.
+    """Two groups of one grouping, seen in one parameter's gradient: ratios (steps,) say second group over first.
 
-    sigma1, effective_rank: of each group's *mean* gradient. gap: in doublings, the root mean square over the leading
-    singular values of the median (over steps) log2 ratio between the groups. cosine: median over steps, of the angle
-    between the groups' gradients.
+    All are of each group's own *mean* gradient. ratio: of the LEADING singular values, their geometric mean.
+    top_ratio: of the largest one. rank_ratio: of the effective ranks. gap: how far the leading singular values are
+    apart, in doublings: the root mean square over them of the median (over steps) log2 ratio. cosine: median over
+    steps, of the angle between the two gradients.
     """
 
     parameter: str
     groups: tuple[str, str]
-    sigma1: np.ndarray
-    effective_rank: np.ndarray
+    ratio: np.ndarray
+    top_ratio: np.ndarray
+    rank_ratio: np.ndarray
     gap: float
     cosine: float
-
-    @property
-    def ratio(self) -> np.ndarray:
-        """(steps,): how many times the second group's largest singular value is the first one's."""
-        return _ratio(self.sigma1)
-
-    @property
-    def rank_ratio(self) -> np.ndarray:
-        """(steps,): how many times the second group's effective rank is the first one's."""
-        return _ratio(self.effective_rank)
 
 
 def mean_spectra(node: Any, group: str) -> np.ndarray:
@@ -55,18 +48,16 @@ def mean_spectra(node: Any, group: str) -> np.ndarray:
 
 def contrast(parameter: str, node: Any, groups: tuple[str, str]) -> Contrast:
     """The two groups (as named in the store, `cohort=gw`) in one parameter's node."""
-    spectra = [mean_spectra(node, group) for group in groups]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        doublings = np.log2(spectra[1][:, :LEADING] / spectra[0][:, :LEADING])
-    doublings = np.where(np.isfinite(doublings), doublings, np.nan)
-    seen = doublings[:, ~np.isnan(doublings).all(axis=0)]
-    gap = float(np.sqrt(np.mean(np.nanmedian(seen, axis=0) ** 2))) if seen.size else float("nan")
+    first, second = (mean_spectra(node, group) for group in groups)
+    doublings = _doublings(first[:, :LEADING], second[:, :LEADING])
+    ranks = [METRICS["effective_rank"](each)[:, None] for each in (first, second)]
     return Contrast(
         parameter=parameter,
         groups=groups,
-        sigma1=np.stack([each[:, 0] for each in spectra]),
-        effective_rank=np.stack([METRICS["effective_rank"](each) for each in spectra]),
-        gap=gap,
+        ratio=2 ** _over_numbers(np.mean, doublings, axis=1),
+        top_ratio=2 ** doublings[:, 0],
+        rank_ratio=2 ** _doublings(*ranks)[:, 0],
+        gap=_gap(doublings),
         cosine=_cosine(node, groups),
     )
 
@@ -102,6 +93,19 @@ def _is_matrix(node: Any) -> bool:
     return min(rows, math.prod(columns)) > 1
 
 
-def _ratio(pair: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(pair[0] > 0, pair[1] / pair[0], np.nan)
+def _gap(doublings: np.ndarray) -> float:
+    typical = _over_numbers(np.median, doublings, axis=0)
+    seen = typical[np.isfinite(typical)]
+    return float(np.sqrt(np.mean(seen**2))) if seen.size else float("nan")
+
+
+def _doublings(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """log2(second / first); NaN where a group is absent, or where either is rounding beside its largest value."""
+    counted = (first > NOISE * first[:, :1]) & (second > NOISE * second[:, :1])
+    return np.log2(np.divide(second, first, out=np.full_like(first, np.nan), where=counted))
+
+
+def _over_numbers(summary: Callable[[np.ndarray], float], values: np.ndarray, *, axis: int) -> np.ndarray:
+    """The summary of what is a number along an axis; NaN where nothing is."""
+    rows = values if axis else values.T
+    return np.array([summary(seen) if (seen := row[np.isfinite(row)]).size else np.nan for row in rows])

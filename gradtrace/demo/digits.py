@@ -65,7 +65,13 @@ def draw_digits(seed: int) -> Recordings:
     middle = COLUMNS // 2
     labels = {"site": np.array(site_of), "parity": np.array(parity)}
     windows = Windows(seen[..., :middle], seen[..., middle:], np.array(person), labels)
-    return Recordings(windows, "Drawn digits (synthetic), two sites", STORY, CAVEAT, _pixels)
+    return Recordings(
+        windows,
+        "Drawn digits (synthetic), two sites: gradient spectra while three networks learn",
+        STORY,
+        CAVEAT,
+        _pixels,
+    )
 
 
 def _draw(digit: int, slant: float, across: int, down: int) -> np.ndarray:

@@ -56,7 +56,13 @@ def load_fmri() -> Recordings:
         labels={name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels},
     )
     story = STORY.format(seconds=length * COMMON)
-    return Recordings(together, "Resting-state fMRI, two cohorts", story, CAVEAT, connectivity)
+    return Recordings(
+        together,
+        "Resting-state fMRI, two cohorts: gradient spectra while three networks learn",
+        story,
+        CAVEAT,
+        connectivity,
+    )
 
 
 def prepare(volumes: np.ndarray, cohort: Cohort) -> np.ndarray:

@@ -15,7 +15,7 @@ import gradtrace as gt
 from gradtrace.demo.data import Recordings, Windows, balanced_batches, split_people
 from gradtrace.demo.models import Attention, FeedForward, Recurrent
 
-PER_CELL = 6  # windows of each combination of the two groupings in a batch
+PER_CELL = 10  # windows of each combination of the two groupings in a batch
 PROBE = "held-out"
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradtrace.demo.contrast import Contrast, widest
+from gradtrace.demo.contrast import LEADING, Contrast, widest
 
 if TYPE_CHECKING:
     from gradtrace.demo.run import Outcome
 
 Row = tuple[str, ...]
 TRAINED: Row = ("network", "weights", "steps", "loss, first to last epoch", "held-out variance explained")
-HEADER: Row = ("parameter", "gap", "sigma1", "rank", "cosine")
+HEADER: Row = ("parameter", "gap", "size", "rank", "cosine")
 SHOWN = 3  # parameters per network in the table
 
 
@@ -54,10 +54,10 @@ def legend(found: Mapping[str, Mapping[str, Contrast]]) -> str:
     (a, b), (c, d) = map(label, one.groups), map(label, other.groups)
     return (
         f"Left of each bar {first}: {b} over {a}. Right of it {second}: {d} over {c}, the same windows split another "
-        "way, as a yardstick. Medians over all steps, of each group's own mean gradient. gap: how far the leading "
-        "singular values are apart, in doublings (root mean square). sigma1 and rank: how many times the largest "
-        f"singular value and the effective rank are. cosine: between the two gradients. Shown are the {SHOWN} matrices "
-        f"of each network in which the gap by {first} is widest."
+        "way, as a yardstick. Medians over all steps, of each group's own mean gradient. gap: how far the "
+        f"{LEADING} leading singular values are apart, in doublings (root mean square). size: their ratio (geometric "
+        "mean). rank: the ratio of the effective ranks. cosine: between the two gradients. Shown are, per network, the "
+        f"{SHOWN} matrices in which the gap by {first} is widest."
     )
 
 
@@ -69,7 +69,7 @@ def describe(network: str, found: Mapping[str, Mapping[str, Contrast]]) -> str:
     wider = sum(one.gap > yardsticks[name].gap for name, one in contrasts.items())
     return " ".join(
         (
-            f"{network}: the groups of {first} part most in {top.parameter}.",
+            f"{network}: by {first}, the spectra part most in {top.parameter}.",
             _larger(top),
             _course(top),
             f"Split by {second}, the same windows give {_plain(beside)}.",
@@ -89,25 +89,30 @@ def closing(caveat: str, *, matrices: int, grouping: str) -> str:
 
 def _larger(one: Contrast) -> str:
     less, more = _ordered(one)
-    factor, share = _factor(one.ratio), _share(one)
-    rank = median(one.rank_ratio if median(one.ratio) >= 1 else 1 / one.rank_ratio)
     return (
-        f"The largest singular value of {more}'s mean gradient is {factor:.2f} times {less}'s (median over the steps; "
-        f"larger in {share:.0%} of them), its effective rank {rank:.2f} times."
+        f"The {LEADING} leading singular values of {more}'s mean gradient are {_factor(one.ratio):.2f} times {less}'s "
+        f"(geometric mean, median over the steps; larger in {_share(one):.0%} of them), the largest alone "
+        f"{median(_towards_more(one, one.top_ratio)):.2f} times; its effective rank is "
+        f"{median(_towards_more(one, one.rank_ratio)):.2f} times {less}'s."
     )
+
+
+def _towards_more(one: Contrast, ratio: np.ndarray) -> np.ndarray:
+    """A ratio of the group with the larger singular values over the other one."""
+    return ratio if median(one.ratio) >= 1 else 1 / ratio
 
 
 def _course(one: Contrast) -> str:
     """Early against late: the first and the last third of the steps."""
     third = max(1, len(one.ratio) // 3)
-    ratio = one.ratio if median(one.ratio) >= 1 else 1 / one.ratio
+    ratio = _towards_more(one, one.ratio)
     early, late = median(ratio[:third]), median(ratio[-third:])
     if late < 1:
         verb = "turns round"
     else:
         change = np.log2(late / early)
         verb = "hardly changes" if abs(change) < 0.1 else "grows" if change > 0 else "shrinks"
-    return f"That ratio {verb} from the first third of training ({early:.2f}) to the last ({late:.2f})."
+    return f"Their ratio {verb} from the first third of training ({early:.2f}) to the last ({late:.2f})."
 
 
 def _plain(one: Contrast) -> str:
@@ -116,7 +121,7 @@ def _plain(one: Contrast) -> str:
 
 
 def _ordered(one: Contrast) -> tuple[str, str]:
-    """Labels of the group with the smaller, then of that with the larger singular value."""
+    """Labels of the group with the smaller, then of that with the larger singular values."""
     a, b = map(label, one.groups)
     return (a, b) if median(one.ratio) >= 1 else (b, a)
 
