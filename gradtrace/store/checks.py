@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def row_bytes(row: StepRow) -> int:
     )
 
 
-def check_row(row: StepRow, stream: str, *, known: Container[str], last: int | None) -> None:
+def check_row(row: StepRow, stream: str, *, known: Container[str], kinds: Sequence[str], last: int | None) -> None:
     """None, or a StoreError saying what is wrong with the row."""
     if last is not None and row.step <= last:
         raise StoreError(
@@ -51,7 +51,17 @@ def check_row(row: StepRow, stream: str, *, known: Container[str], last: int | N
                 f"Step {row.step} measures {name!r}, which the store does not know. {choices} "
                 "Make it known by add_parameter() first."
             )
+        _check_kinds(name, measured, row, kinds)
         _check_parameter(name, measured, row)
+
+
+def _check_kinds(name: str, measured: ParameterRow, row: StepRow, kinds: Sequence[str]) -> None:
+    for kind in (*measured.spectra, *measured.metrics, *measured.status):
+        if kind not in kinds:
+            raise StoreError(
+                f"Step {row.step} measures the {kind!r} of {name!r}, but this run records {', '.join(kinds)}. "
+                "Name it in kinds= when the run is opened for writing."
+            )
 
 
 def _check_parameter(name: str, measured: ParameterRow, row: StepRow) -> None:

@@ -28,7 +28,7 @@ class Commit:
         flush_every: int,
     ) -> None:
         self.pending = 0
-        self._kinds, self._keep, self._flush_every = tuple(kinds), keep, flush_every
+        self.kinds, self._keep, self._flush_every = tuple(kinds), keep, flush_every
         self._run: dict[str, Any] = {}
         self._parameters: dict[str, dict[str, Any]] = {}
         self._streams: dict[str, StreamWriter] = {}
@@ -122,14 +122,14 @@ class Commit:
             "gradtrace_schema": ".".join(map(str, SCHEMA)),
             "committed": {path: stream.rows for path, stream in self._streams.items()},
             "closed": closed,
-            "kinds": list(self._kinds),
+            "kinds": list(self.kinds),
             "keep": self._keep,
             "parameters": list(self._parameters.values()),
             "run": dict(self._run),
         }
 
     def _stream(self, path: str, files: Files) -> StreamWriter:
-        return StreamWriter(path, files, flush_every=self._flush_every, kinds=self._kinds, keep=self._keep)
+        return StreamWriter(path, files, flush_every=self._flush_every, kinds=self.kinds, keep=self._keep)
 
     def _touch(self) -> None:
         if self._oldest is None:

@@ -15,10 +15,8 @@ Below it, one group per stream (`steps`, `probes/<name>`), and in each one group
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from gradtrace.store.rows import Status
 
@@ -27,7 +25,8 @@ MAIN_STREAM = "steps"
 PROBES = "probes"
 
 STEP, PARAMETER, GROUP, GROUP_OTHER, COMPONENT = "step", "parameter", "group", "group_other", "component"
-SCALAR, PART = "scalar", "part"
+KIND, METRIC, SCALAR, PART = "kind", "metric", "scalar", "part"
+METRICS = "metrics"
 
 INNER_PRODUCT, RESIDUAL, OWNER_RESIDUAL, STATUS = "inner_product", "residual", "owner_residual", "status"
 
@@ -38,8 +37,8 @@ TABLE_CHUNK = (4096, 16)  # rows x names of n_samples, scalars and cost
 LABELS_CHUNK = 1024
 CHUNK_BYTES = 1 << 20  # a chunk of spectra, uncompressed
 BLOCK_BYTES = 32 << 20  # the rows of one array kept in memory until their chunks are full
-MOST_PARAMETERS = 32  # in a chunk of spectra
-NARROW_BLOCKS = 4  # arrays without components hold this many times more steps a chunk
+MOST_PARAMETERS, MOST_NARROW = 32, 1024  # in a chunk of spectra, and of arrays without components
+METRICS_CHUNK = 8
 
 STATUS_ATTRIBUTES: Mapping[str, Any] = {
     "flag_values": list(range(len(Status.NAMES))),
@@ -56,12 +55,12 @@ def width_class(components: int) -> int:
 
 
 def status_variable(kind: str) -> str:
-    """The name of the array that holds a kind's status codes."""
+    """What the tree view calls a kind's status codes."""
     return STATUS if kind == "gradient" else f"{kind}_{STATUS}"
 
 
 def metric_variable(kind: str, metric: str) -> str:
-    """The name of the array that holds a metric of a kind; the gradient's metrics go by their bare names."""
+    """What the tree view calls a metric of a kind; the gradient's metrics go by their bare names."""
     return metric if kind == "gradient" else f"{kind}_{metric}"
 
 
@@ -70,25 +69,19 @@ def probe_stream(name: str) -> str:
     return f"probe/{name}"
 
 
-def wide_chunk(steps: int, parameters: int, trailing: int) -> tuple[int, int]:
-    """(steps, parameters) of a chunk whose other axes hold `trailing` float32 values.
+def chunk_shape(dims: Sequence[str], lengths: Mapping[str, int], *, steps: int) -> tuple[int, ...]:
+    """The chunks of an array (step, parameter, ...), given the lengths of its other axes when it is created.
 
-    Chunks stay near CHUNK_BYTES, and all chunks of one block of steps together below BLOCK_BYTES.
+    Chunks hold `steps` steps and stay near CHUNK_BYTES; where that cannot be, or where all chunks of one block of steps
+    would exceed BLOCK_BYTES, they hold fewer steps.
     """
-    size = trailing * 4
-    while steps > 1 and (steps * size > CHUNK_BYTES or steps * size * parameters > BLOCK_BYTES):
+    trailing = tuple(lengths[dim] for dim in dims[2:])
+    size = 4 * math.prod(trailing)
+    while steps > 1 and (steps * size > CHUNK_BYTES or steps * size * lengths[PARAMETER] > BLOCK_BYTES):
         steps //= 2
-    most = int(np.clip(CHUNK_BYTES // (steps * size), 1, MOST_PARAMETERS))
-    return steps, even_share(parameters, most)
-
-
-def narrow_chunk(steps: int, parameters: int, trailing: int) -> tuple[int, int]:
-    """(steps, parameters) of a chunk of an array without components: longer and holding more parameters."""
-    share = even_share(parameters, 1024)
-    steps *= NARROW_BLOCKS
-    while steps > 1 and steps * trailing * share * 4 > CHUNK_BYTES:
-        steps //= 2
-    return steps, share
+    limit = MOST_PARAMETERS if COMPONENT in dims else MOST_NARROW
+    most = min(max(1, CHUNK_BYTES // (steps * size)), limit)
+    return (steps, even_share(lengths[PARAMETER], most), *trailing)
 
 
 def even_share(count: int, most: int) -> int:

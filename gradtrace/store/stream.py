@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -10,7 +10,19 @@ import numpy as np
 import zarr
 
 from gradtrace.errors import SelectionError, StoreError, nearest
-from gradtrace.store.schema import GROUP, PARAMETER, PART, SCALAR, STEP
+from gradtrace.store.schema import (
+    COMPONENT,
+    GROUP,
+    KIND,
+    METRIC,
+    PARAMETER,
+    PART,
+    SCALAR,
+    STATUS,
+    STEP,
+    metric_variable,
+    status_variable,
+)
 
 
 class Place(NamedTuple):
@@ -19,6 +31,14 @@ class Place(NamedTuple):
     member: str
     position: int
     width: int
+
+
+class Variable(NamedTuple):
+    """One variable of the tree view: the array it stands in, its dimensions, its place on the array's last axes."""
+
+    array: zarr.Array[Any]
+    dims: tuple[str, ...]
+    at: tuple[int, ...]
 
 
 class Stream:
@@ -69,27 +89,30 @@ class Stream:
         """`loss`, `epoch` (steps,), `n_samples` (steps, groups), `scalars` (steps, names) or `cost` (steps, parts)."""
         return self._values(name)
 
-    def variables(self, parameter: str) -> tuple[str, ...]:
-        """The names of what is stored for the parameter; none when it was never measured."""
+    def variables(self, parameter: str) -> Mapping[str, Variable]:
+        """What is stored for the parameter, by the names of the tree view; nothing when it was never measured."""
         place = self.places.get(parameter)
-        return self._members[place.member] if place else ()
-
-    def array(self, parameter: str, variable: str) -> zarr.Array[Any]:
-        """The zarr array that holds the variable, of this parameter and its neighbours: (step, parameter, ...)."""
-        return self._array(f"{self._place(parameter).member}/{variable}")
+        return self._members[place.member] if place else {}
 
     def read(self, parameter: str, variable: str, rows: slice = slice(None)) -> np.ndarray:
         """The variable of one parameter, (rows, ...), without the padding of narrower spectra."""
-        place = self._place(parameter)
-        key = (rows, place.position, Ellipsis)
-        values = self.load(self.array(parameter, variable), key)
-        return values[..., : place.width] if values.ndim == 3 and variable != "inner_product" else values
+        if parameter not in self.places:
+            raise SelectionError(
+                f"{self.name!r} has no measured parameter {parameter!r}. {nearest(parameter, self.places)}"
+            )
+        place, known = self.places[parameter], self.variables(parameter)
+        if variable not in known:
+            raise SelectionError(f"{parameter!r} has no variable {variable!r}. {nearest(variable, known)}")
+        found = known[variable]
+        values = self.load(found.array, (rows, place.position, Ellipsis, *found.at))
+        return values[..., : place.width] if COMPONENT in found.dims else values
 
     def over_parameters(self, variable: str) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
         """(names, values) of a variable without components, one width class after another: (step, parameter, ...)."""
         for member, variables in self._members.items():
             if variable in variables:
-                yield self._names(f"{member}/{PARAMETER}"), self._values(f"{member}/{variable}")
+                found = variables[variable]
+                yield self._names(f"{member}/{PARAMETER}"), self.load(found.array, (Ellipsis, *found.at))
 
     def load(self, array: zarr.Array[Any], key: Any) -> np.ndarray:
         """`array[key]`, or a StoreError that names the array whose bytes cannot be read."""
@@ -101,19 +124,26 @@ class Stream:
                 "Other parameters and steps may still be readable; restore the run from a copy."
             ) from error
 
-    def _place(self, parameter: str) -> Place:
-        if parameter not in self.places:
-            raise SelectionError(
-                f"{self.name!r} has no measured parameter {parameter!r}. {nearest(parameter, self.places)}"
-            )
-        return self.places[parameter]
-
     @cached_property
-    def _members(self) -> dict[str, tuple[str, ...]]:
-        return {
-            member: tuple(name for name in group.array_keys() if name != PARAMETER)
-            for member, group in self._group.groups()
-        }
+    def _members(self) -> dict[str, dict[str, Variable]]:
+        return {member: self._variables(member) for member in self._group.group_keys()}
+
+    def _variables(self, member: str) -> dict[str, Variable]:
+        """The arrays of a width class, with metrics and status taken apart by kind."""
+        kinds, metrics = self._names(KIND), self._names(METRIC)
+        group = cast("zarr.Group", self._group[member])
+        found: dict[str, Variable] = {}
+        for name, array in sorted(group.arrays()):
+            dims = tuple(cast("Iterable[str]", getattr(array.metadata, "dimension_names", None) or ()))
+            rest = tuple(dim for dim in dims if dim not in (PARAMETER, KIND, METRIC))
+            for k, kind in enumerate(kinds if KIND in dims else ()):
+                if name == STATUS:
+                    found[status_variable(kind)] = Variable(array, rest, (k,))
+                elif kind in group:
+                    found |= {metric_variable(kind, m): Variable(array, rest, (k, i)) for i, m in enumerate(metrics)}
+            if PARAMETER in dims[1:] and KIND not in dims:
+                found[name] = Variable(array, rest, ())
+        return found
 
     def _names(self, path: str) -> tuple[str, ...]:
         return tuple(map(str, self._values(path)))

@@ -16,6 +16,9 @@ from gradtrace.store.schema import (
     COMPONENT,
     GROUP,
     GROUP_OTHER,
+    KIND,
+    METRIC,
+    METRICS_CHUNK,
     PARAMETER,
     PART,
     SCALAR,
@@ -24,6 +27,8 @@ from gradtrace.store.schema import (
     TABLE_CHUNK,
 )
 from gradtrace.store.width_class import Positions, WidthClass
+
+LABELS = (GROUP, GROUP_OTHER, KIND, METRIC, SCALAR, PART)
 
 
 class StreamWriter:
@@ -37,7 +42,8 @@ class StreamWriter:
         self._classes: dict[int, WidthClass] = {}
         self._home: dict[str, WidthClass] = {}
         files.make(path)
-        self._labels = {dim: Labels(f"{path}/{dim}", dim, files) for dim in (GROUP, GROUP_OTHER, SCALAR, PART)}
+        self._labels = {dim: Labels(f"{path}/{dim}", dim, files) for dim in LABELS}
+        self._labels[KIND].find(kinds)
         self._step = self._column("step", (STEP,), "int64")
         self._loss = self._column("loss", (STEP,), "float64")
         self._epoch = self._column("epoch", (STEP,), "float64")
@@ -110,9 +116,17 @@ class StreamWriter:
             f"{self.path}/w{width}",
             self._files,
             kinds=self._kinds,
+            metrics=self._labels[METRIC],
             keep=self._keep,
             flush_every=self._flush_every,
-            chunks={PARAMETER: parameters, GROUP: groups, GROUP_OTHER: groups, COMPONENT: width},
+            chunks={
+                PARAMETER: parameters,
+                GROUP: groups,
+                GROUP_OTHER: groups,
+                COMPONENT: width,
+                KIND: len(self._kinds),
+                METRIC: METRICS_CHUNK,
+            },
         )
 
     def _fill_table(self, column: Column, index: int, values: Mapping[str, float], dim: str) -> None:

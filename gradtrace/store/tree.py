@@ -82,10 +82,10 @@ def _node_attributes(info: ParameterInfo) -> dict[str, Any]:
 
 def _node_of_stream(stream: Stream, info: ParameterInfo, n_samples: Variable) -> Dataset:
     variables = {}
-    for name in stream.variables(info.name):
-        array = ParameterArray(stream, info.name, name)
+    for name, found in stream.variables(info.name).items():
+        array = ParameterArray(stream, info.name, found)
         attributes = STATUS_ATTRIBUTES if array.dtype == np.uint8 else {}
-        variables[name] = Variable(array.dims, LazilyIndexedArray(array), attributes, fastpath=True)
+        variables[name] = Variable(found.dims, LazilyIndexedArray(array), attributes, fastpath=True)
     return Dataset({**variables, "n_samples": n_samples}, attrs=_node_attributes(info))
 
 

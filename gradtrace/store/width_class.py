@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,13 @@ from gradtrace.store.schema import (
     GROUP,
     GROUP_OTHER,
     INNER_PRODUCT,
+    KIND,
+    METRIC,
+    METRICS,
     OWNER_RESIDUAL,
     PARAMETER,
     RESIDUAL,
+    STATUS,
     STEP,
 )
 
@@ -28,7 +31,7 @@ Positions = slice | np.ndarray  # where a row's groups stand along the group axi
 
 
 class WidthClass:
-    """One zarr group below a stream: a `parameter` axis of its own, and one array per kind, metric and status."""
+    """One zarr group below a stream: a `parameter` axis of its own, one array per kind, one of all metrics."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class WidthClass:
         files: Files,
         *,
         kinds: Sequence[str],
+        metrics: Labels,
         keep: int | None,
         flush_every: int,
         chunks: Mapping[str, int],
@@ -45,7 +49,8 @@ class WidthClass:
         self.columns: dict[str, Column] = {}
         self.widths: list[int] = []
         self._files = files
-        self._kinds, self._keep, self._flush_every = tuple(kinds), keep, flush_every
+        self._kinds, self._metrics, self._keep, self._flush_every = tuple(kinds), metrics, keep, flush_every
+        self._widest = 0
         self._chunks = dict(chunks)
         files.make(path)
 
@@ -64,28 +69,43 @@ class WidthClass:
             for kind, spectrum in row.spectra.items():
                 values = np.asarray(spectrum)[:, : self._keep]
                 self.widths[position] = max(self.widths[position], values.shape[1])
-                self._wide(kind, index, count)[position, groups, : values.shape[1]] = values
-            self._square(index, count)[(position, *_outer(groups))] = row.inner_product
-        for (name, dtype), found in self._gather(positions, rows.values()).items():
-            target = self._narrow(name, index, count, dtype)
-            target[_cross(list(found), groups)] = np.array(list(found.values())).reshape(len(found), -1)
-        self._narrow(RESIDUAL, index, None)[positions] = [row.residual for row in rows.values()]
-        self._narrow(OWNER_RESIDUAL, index, None)[positions] = [row.owner_residual for row in rows.values()]
+                self._widest = max(self._widest, values.shape[1])
+                spectra = self._row(kind, (STEP, PARAMETER, GROUP, COMPONENT), index, count)
+                spectra[position, groups, : values.shape[1]] = values
+            inner = self._row(INNER_PRODUCT, (STEP, PARAMETER, GROUP, GROUP_OTHER), index, count)
+            inner[(position, *_outer(groups))] = row.inner_product
+        self._place_metrics(index, positions, rows.values(), groups, count)
+        self._place_status(index, positions, rows.values(), groups, count)
+        self._row(RESIDUAL, (STEP, PARAMETER), index, count)[positions] = [row.residual for row in rows.values()]
+        self._row(OWNER_RESIDUAL, (STEP, PARAMETER), index, count)[positions] = [
+            row.owner_residual for row in rows.values()
+        ]
 
-    def _gather(self, positions: Iterable[int], rows: Iterable[ParameterRow]) -> dict[tuple[str, str], dict[int, Any]]:
-        """Array name and dtype -> parameter's position -> its values, one per group."""
-        found: dict[tuple[str, str], dict[int, Any]] = {}
+    def _place_metrics(
+        self, index: int, positions: list[int], rows: Iterable[ParameterRow], groups: Positions, count: int
+    ) -> None:
+        found: dict[tuple[int, int], dict[int, Any]] = {}
         for position, row in zip(positions, rows, strict=True):
             for kind, metrics in row.metrics.items():
-                for metric, values in metrics.items():
-                    found.setdefault((schema.metric_variable(kind, metric), "float32"), {})[position] = values
-            absent = np.full(len(row.inner_product), Status.KIND_ABSENT)
-            for kind in self._kinds:
-                codes = row.status.get(kind)
-                if codes is not None or kind not in row.spectra:
-                    key = (schema.status_variable(kind), "uint8")
-                    found.setdefault(key, {})[position] = absent if codes is None else codes
-        return found
+                of_kind = self._kinds.index(kind)
+                for place, values in zip(self._metrics.find(metrics), metrics.values(), strict=True):
+                    found.setdefault((of_kind, place), {})[position] = values
+        if found:
+            target = self._row(METRICS, (STEP, PARAMETER, GROUP, KIND, METRIC), index, count)
+        for where, measured in found.items():
+            block = np.array(list(measured.values())).reshape(len(measured), -1)
+            target[(*_cross(list(measured), groups), *where)] = block
+
+    def _place_status(
+        self, index: int, positions: list[int], rows: Iterable[ParameterRow], groups: Positions, count: int
+    ) -> None:
+        target = self._row(STATUS, (STEP, PARAMETER, GROUP, KIND), index, count, "uint8")
+        for position, row in zip(positions, rows, strict=True):
+            for place, kind in enumerate(self._kinds):
+                if kind in row.status:
+                    target[position, groups, place] = row.status[kind]
+                elif kind not in row.spectra:
+                    target[position, groups, place] = Status.KIND_ABSENT
 
     def arrays(self, rows: int) -> Iterator[tuple[ArraySpec, tuple[int, ...]]]:
         """Every array with its exact shape when the stream has `rows` rows."""
@@ -95,9 +115,8 @@ class WidthClass:
 
     def grow(self, groups: int) -> None:
         """Make every array as long as its axes now are, whether or not this step has values for it."""
-        sizes = {PARAMETER: len(self.parameters), GROUP: groups, GROUP_OTHER: groups, COMPONENT: max(self.widths)}
         for column in self.columns.values():
-            column.grow([sizes[dim] for dim in column.spec.dims[1:]])
+            column.grow(self._inner(column.spec.dims, groups))
 
     def write(self) -> None:
         """Put everything that has changed."""
@@ -105,34 +124,27 @@ class WidthClass:
         for column in self.columns.values():
             column.write()
 
-    def _wide(self, name: str, index: int, groups: int) -> np.ndarray:
-        dims = (STEP, PARAMETER, GROUP, COMPONENT)
-        return self._row(name, dims, index, (len(self.parameters), groups, max(self.widths)))
-
-    def _square(self, index: int, groups: int) -> np.ndarray:
-        dims = (STEP, PARAMETER, GROUP, GROUP_OTHER)
-        return self._row(INNER_PRODUCT, dims, index, (len(self.parameters), groups, groups))
-
-    def _narrow(self, name: str, index: int, groups: int | None, dtype: str = "float32") -> np.ndarray:
-        if groups is None:
-            return self._row(name, (STEP, PARAMETER), index, (len(self.parameters),), dtype)
-        return self._row(name, (STEP, PARAMETER, GROUP), index, (len(self.parameters), groups), dtype)
-
-    def _row(
-        self, name: str, dims: tuple[str, ...], index: int, inner: Sequence[int], dtype: str = "float32"
-    ) -> np.ndarray:
+    def _row(self, name: str, dims: tuple[str, ...], index: int, groups: int, dtype: str = "float32") -> np.ndarray:
         column = self.columns.get(name)
         if column is None:
-            column = self.columns[name] = Column(self._spec(name, dims, dtype), self._files)
-        column.grow(inner)
+            chunks = schema.chunk_shape(dims, self._chunks, steps=self._flush_every)
+            attributes: Mapping[str, Any] = schema.STATUS_ATTRIBUTES if name == STATUS else {}
+            spec = ArraySpec(f"{self.path}/{name}", dims, dtype, chunks, attributes)
+            column = self.columns[name] = Column(spec, self._files)
+        column.grow(self._inner(dims, groups))
         return column.row(index)
 
-    def _spec(self, name: str, dims: tuple[str, ...], dtype: str) -> ArraySpec:
-        trailing = tuple(self._chunks[dim] for dim in dims[2:])
-        plan = schema.wide_chunk if len(dims) == 4 else schema.narrow_chunk
-        steps, share = plan(self._flush_every, self._chunks[PARAMETER], math.prod(trailing))
-        attributes: Mapping[str, Any] = schema.STATUS_ATTRIBUTES if dtype == "uint8" else {}
-        return ArraySpec(f"{self.path}/{name}", dims, dtype, (steps, share, *trailing), attributes)
+    def _inner(self, dims: Sequence[str], groups: int) -> list[int]:
+        """The present lengths of the axes after the step."""
+        lengths = {
+            PARAMETER: len(self.parameters),
+            GROUP: groups,
+            GROUP_OTHER: groups,
+            COMPONENT: self._widest,
+            KIND: len(self._kinds),
+            METRIC: len(self._metrics),
+        }
+        return [lengths[dim] for dim in dims[1:]]
 
 
 def _outer(groups: Positions) -> tuple[Any, Any]:

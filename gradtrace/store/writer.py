@@ -72,7 +72,7 @@ class RunWriter:
         started = time.perf_counter()
         with self._changed:
             self._check_usable()
-            check_row(row, stream, known=self._commit.known, last=self._last_step.get(path))
+            check_row(row, stream, known=self._commit.known, kinds=self._commit.kinds, last=self._last_step.get(path))
             self._changed.wait_for(lambda: self._error or self._has_room(size))
             waited = time.perf_counter() - started
             self._check_usable()

@@ -78,6 +78,7 @@ def _with(row: StepRow, **changes: Any) -> StepRow:
     [
         ({"parameters": {"fc1.wieght": parameter_row(0)}}, "fc1.weight"),
         ({"parameters": {"fc1.weight": parameter_row(0, groups=2)}}, "3 groups"),
+        ({"parameters": {"fc1.weight": parameter_row(0, kinds=("curvature",))}}, "records gradient, activation"),
         ({"groups": ("all", "a", "a")}, "names a group twice"),
         ({"n_samples": np.ones(2, int)}, "n_samples has 2 entries"),
         ({"groups": ("all", "a", "\ud800")}, "lone surrogate"),
