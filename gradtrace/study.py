@@ -41,7 +41,7 @@ class Study:
     loss: Callable[[Any, Any], Any]
     groups: Callable[[Any], Any]
     inputs: Callable[[Any], Any]
-    optimizer: Callable[[Any], Any]
+    optimizer: Callable[[Any], Any] | None  # None: the training's default
 
 
 def load_study(target: str) -> Study:
@@ -53,7 +53,7 @@ def load_study(target: str) -> Study:
     """
     is_file = target.endswith(".py") or "/" in target or "\\" in target
     module = _from_file(target) if is_file else _from_module(target)
-    found = {name: _function(module, name, target) for name in SHAPES}
+    found: dict[str, Any] = {name: _function(module, name, target) for name in SHAPES}
     name = Path(target).stem if is_file else target.rpartition(".")[2]
     return Study(target=target, name=name, **found)
 
@@ -95,14 +95,14 @@ def _from_module(target: str) -> ModuleType:
         raise _failed(target, error) from error
 
 
-def _function(module: ModuleType, name: str, target: str) -> Callable[..., Any]:
+def _function(module: ModuleType, name: str, target: str) -> Callable[..., Any] | None:
     found = getattr(module, name, None)
     if found is None:
         if name in REQUIRED:
             missing = [each for each in REQUIRED if getattr(module, each, None) is None]
             shapes = "\n".join(f"    {SHAPES[each]}" for each in missing)
             raise StudyError(f"the study {target} lacks {', '.join(f'{each}()' for each in missing)}. Add:\n{shapes}")
-        return _first_of if name == "inputs" else _adam
+        return _first_of if name == "inputs" else None
     if not callable(found):
         raise StudyError(f"`{name}` in the study {target} is a {type(found).__name__}, not a function: {SHAPES[name]}")
     try:
@@ -125,13 +125,6 @@ def _first_of(batch: Any) -> Any:
         f"the study has no inputs(), and its batches are of type {type(batch).__name__}, not tuples whose first item "
         f"is the model's input. Add: {SHAPES['inputs']}"
     )
-
-
-def _adam(parameters: Any) -> Any:
-    """The default `optimizer(parameters)`: Adam at learning rate 1e-3."""
-    import torch
-
-    return torch.optim.Adam(parameters, lr=1e-3)
 
 
 def _guarded(target: str, execute: Callable[[], None]) -> None:

@@ -35,7 +35,7 @@ def train_study(
     if seed is not None:
         torch.manual_seed(seed)
     model = _model(study).to(place)
-    optimizer = study.optimizer(model.parameters())
+    optimizer = (study.optimizer or default_optimizer)(model.parameters())
     attrs = {"study": study.name} | ({} if seed is None else {"seed": seed})
     loop = _Loop(study, model, optimizer, place, tick)
     steps = 0
@@ -43,6 +43,11 @@ def train_study(
         for epoch in range(epochs):
             steps += loop.epoch(recorder, epoch=epoch, before=steps, epochs=epochs)
     return steps
+
+
+def default_optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam with learning rate 1e-3."""
+    return torch.optim.Adam(parameters, lr=1e-3)
 
 
 class _Loop:

@@ -45,12 +45,10 @@ def test_a_whole_study_is_loaded_with_its_name_and_functions(tmp_path: Path) -> 
     assert study.groups(batch) == {"site": ["a", "b", "a", "b", "a"]}
 
 
-def test_inputs_default_to_the_first_item_and_the_optimizer_to_adam(tmp_path: Path) -> None:
+def test_inputs_default_to_the_first_item_and_the_optimizer_to_the_trainings(tmp_path: Path) -> None:
     study = load_study(write(tmp_path))
     assert study.inputs(["x", "y"]) == "x"
-    optimizer = study.optimizer(study.model().parameters())
-    assert isinstance(optimizer, torch.optim.Adam)
-    assert optimizer.defaults["lr"] == 1e-3
+    assert study.optimizer is None
 
 
 def test_given_inputs_and_optimizer_are_used(tmp_path: Path) -> None:
@@ -60,6 +58,7 @@ def test_given_inputs_and_optimizer_are_used(tmp_path: Path) -> None:
     }
     study = load_study(write(tmp_path, **given))
     assert study.inputs({"x": 3}) == 3
+    assert study.optimizer is not None
     assert isinstance(study.optimizer(study.model().parameters()), torch.optim.SGD)
 
 

@@ -64,21 +64,33 @@ def smooth(values: np.ndarray, *, width: int) -> np.ndarray:
 def _lines(axis: Axes, panel: Panel, metric: str) -> None:
     from matplotlib.ticker import LogLocator
 
-    width = _width(panel)
+    width, seen = _width(panel), []
     for (group, spectra), dashes in zip(panel.yardstick.items(), ("-", "--"), strict=False):
         values = smooth(METRICS[metric](spectra), width=width)
         axis.plot(panel.steps, values, color=GREY, lw=1.2, ls=dashes, label=group, zorder=2)
     for (group, spectra), colour in zip(panel.groups.items(), COLOURS, strict=False):
         values = METRICS[metric](spectra)
         axis.plot(panel.steps, values, color=colour, lw=0.6, alpha=0.35, zorder=1)
+        seen.append(values)
         axis.plot(panel.steps, smooth(values, width=width), color=colour, lw=2.2, label=group, zorder=3)
     if metric == "sigma1":
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:.3g}")
         axis.yaxis.set_minor_formatter("")
+    axis.set_ylim(_without_spikes(np.concatenate(seen), log=metric == "sigma1"))
     axis.grid(axis="y", color="#dddddd", lw=0.6)
     axis.margins(x=0)
+
+
+def _without_spikes(values: np.ndarray, *, log: bool) -> tuple[float, float] | None:
+    """Limits of an axis that leave single outlying steps outside, so that they do not flatten the rest."""
+    seen = values[np.isfinite(values) & ((values > 0) | (not log))]
+    if not seen.size:
+        return None
+    low, high = np.quantile(seen, (0.01, 0.99))
+    margin = (high / low) ** 0.15 if log else 0.15 * (high - low) or 0.5
+    return (low / margin, high * margin * (1 + 1e-6)) if log else (low - margin, high + margin)
 
 
 def _log_ratio(panel: Panel) -> np.ndarray:
@@ -132,7 +144,7 @@ def _legend(axis: Axes, named: Axes) -> None:
 def _scale(figure: Figure, image: Any, axis: Axes, panel: Panel, limit: float) -> None:
     """The colour bar, in times rather than in doublings."""
     first, second = panel.groups
-    times = [each for each in (0.1, 0.2, 0.5, 1 / 1.2, 1, 1.2, 2, 5, 10) if abs(np.log2(each)) <= limit]
+    times = [each for each in (0.1, 0.2, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 5, 10) if abs(np.log2(each)) <= limit]
     bar = figure.colorbar(image, ax=axis, ticks=np.log2(times), label=f"{second} ÷ {first}")
     bar.ax.set_yticklabels([f"{each:.2g}×" for each in times])
     bar.outline.set_visible(False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradtrace.demo import words
-from gradtrace.demo.contrast import contrasts, mean_spectra, widest
+from gradtrace.demo.contrast import LEADING, contrast, contrasts, mean_spectra, widest
 
 from .trees import GROUPS, PAIRS, SAMPLES, tree
 
@@ -40,6 +40,25 @@ def test_gaps_ratios_and_cosines_are_those_put_in() -> None:
     assert found["half"]["second.weight"].gap == pytest.approx(0.0, abs=1e-9)
 
 
+def test_each_ratio_looks_at_its_own_part_of_the_spectrum() -> None:
+    made = tree({"first.weight": 1.0}, components=11)
+    node = made["first.weight"].to_dataset()
+    node["gradient"][:, GROUPS.index("cohort=hcp"), 0] *= 2.0
+    one = contrast("first.weight", node, PAIRS["cohort"])
+    np.testing.assert_allclose(one.top_ratio, 2.0)
+    np.testing.assert_allclose(one.ratio, 2.0 ** (1 / LEADING))
+    assert one.gap == pytest.approx(np.sqrt(1 / LEADING))
+    assert (one.rank_ratio < 1).all()
+
+
+def test_rounding_noise_beside_the_largest_value_is_not_compared() -> None:
+    made = tree({"first.weight": 3.0})
+    node = made["first.weight"].to_dataset()
+    node["gradient"][:, GROUPS.index("cohort=gw"), 2:] = 1e-12
+    one = contrast("first.weight", node, PAIRS["cohort"])
+    np.testing.assert_allclose(one.ratio, 3.0)
+
+
 def test_the_widest_gap_comes_first_and_vectors_are_left_out() -> None:
     found = contrasts(tree(FACTORS), PAIRS)
     assert [one.parameter for one in widest(found["cohort"])] == ["second.weight", "first.weight"]
@@ -53,12 +72,13 @@ def test_the_table_sets_the_cohorts_beside_the_yardstick() -> None:
 
 def test_the_larger_group_is_named_as_the_larger() -> None:
     text = words.describe("recurrent", contrasts(tree(FACTORS), PAIRS))
-    assert "gw's mean gradient is 4.00 times hcp's" in text
+    assert "singular values of gw's mean gradient are 4.00 times hcp's" in text
+    assert "the largest alone 4.00 times; its effective rank is 1.00 times hcp's" in text
     assert "larger in 100% of them" in text
     assert "hardly changes from the first third of training (4.00) to the last (4.00)" in text
     assert "The gap by cohort is the wider one in 2 of 2 matrices." in text
     other = words.describe("recurrent", contrasts(tree({"first.weight": 3.0}), PAIRS))
-    assert "hcp's mean gradient is 3.00 times gw's" in other
+    assert "hcp's mean gradient are 3.00 times gw's" in other
 
 
 @pytest.mark.parametrize(
