@@ -17,7 +17,7 @@ import pytest
 import gradtrace.errors
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*ROOT.glob("README.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(python[^\n]*)\n(.*?)^```$|^<!-- (python)\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
 
 
@@ -40,6 +40,10 @@ def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
         compiled = compile(code, str(page.relative_to(ROOT)), "exec")
         if "no-run" not in marks.split():
             exec(compiled, namespace)
+
+
+def test_the_first_page_is_there() -> None:
+    assert (ROOT / "README.md").is_file()
 
 
 def documented(word: str) -> bool:
