@@ -43,8 +43,8 @@ def command(folder: Path, data: str, epochs: int | None, seed: int, quick: bool)
     """Train three small networks, watch whose gradients differ.
 
     A recurrent, an attention and a feed-forward network learn the right half of a brain (or of a picture) from its left
-    half, on two cohorts of people. Every step is recorded, split by cohort and, for scale, by another grouping of the
-    same windows. Writes one store per network and a picture, and says in words where the groups' spectra part.
+    half. Every step is recorded, split by cohort and, for scale, by another grouping of the same windows. Writes one
+    store per network and a picture, and says in words where the groups' spectra part. Takes about a minute.
     """
     from gradtrace.demo import folder as place
     from gradtrace.demo.run import tasks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,26 @@ from click.testing import CliRunner, Result
 from torch.nn import functional as F
 
 import gradtrace as gt
-from gradtrace.cli.demo import NETWORKS, command
+from gradtrace.cli import main
+from gradtrace.cli.demo import NETWORKS
 from gradtrace.demo.data import balanced_batches
 from gradtrace.demo.digits import draw_digits
 from gradtrace.demo.folder import MARK, PICTURE
 from gradtrace.demo.run import PER_CELL, PROBE, steps_in, tasks, train
-from gradtrace.errors import GradtraceError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def invoke(*words: str) -> Result:
-    return CliRunner().invoke(command, list(words), catch_exceptions=False)
+    return CliRunner().invoke(main, ["demo", *words], terminal_width=80, prog_name="gradtrace", catch_exceptions=False)
+
+
+def refused(says: str, *words: str) -> None:
+    """The command ends with exit code 1 and a message on stderr, without a traceback."""
+    result = invoke(*words)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.search(says, " ".join(result.stderr.split())), result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +117,14 @@ def test_features_are_scaled_by_the_training_people_alone() -> None:
 
 def test_a_foreign_folder_is_refused_before_any_training(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(GradtraceError, match="not written by a demo"):
-        invoke("--data", "digits", "-o", str(tmp_path))
+    refused("not written by a demo", "--data", "digits", "-o", str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_help_names_every_option() -> None:
     text = invoke("--help").stdout
+    page = Path(__file__).parents[2] / "docs" / "reference" / "cli-train-demo.md"
+    assert text in page.read_text(encoding="utf-8"), "the reference page shows an older help text"
     for option in ("--output", "--data", "--epochs", "--seed", "--quick"):
         assert option in text
     assert "demo-output" in text
