@@ -14,6 +14,7 @@ from gradtrace.cli.output import Output, note, output_options
 
 if TYPE_CHECKING:
     from gradtrace.store.query import Record
+    from gradtrace.store.reader import Run
     from gradtrace.store.selection import Selected, Span
 
 TABLE_COMPONENTS = 5
@@ -74,8 +75,9 @@ def command(
     last = output.for_people and asked["steps"] is None and asked["epochs"] is None
     if output.for_people and not asked["components"]:
         asked["components"] = TABLE_COMPONENTS
-    selected = select(open_run(run), Query(patterns=_names(patterns), last_step_only=last, **asked))
-    _explain(selected, last)
+    opened = open_run(run)
+    selected = select(opened, Query(patterns=_names(patterns), last_step_only=last, **asked))
+    _explain(opened, selected, last)
     columns = _columns(selected, wide=output.for_people)
     found = records(selected) if selected.empty is None else iter(())
     if not output.write(columns, _wide(found) if output.for_people else _long(found, selected)):
@@ -90,8 +92,12 @@ def _names(patterns: Sequence[str]) -> list[str]:
     return [name for pattern in patterns for name in (piped if pattern == "-" else [pattern])] or ["re:(?!)"]
 
 
-def _explain(selected: Selected, last: bool) -> None:
+def _explain(run: Run, selected: Selected, last: bool) -> None:
     from gradtrace.metrics import RANK_RULE
+
+    if selected.unmeasured:
+        reasons = [(name, run.parameters[name].attrs.get("reason")) for name in selected.unmeasured]
+        note(f"Never measured: {', '.join(f'{name} ({why})' if why else name for name, why in reasons)}.")
 
     if last and len(selected.stream.steps) > 1:
         step = selected.stream.steps[-1]

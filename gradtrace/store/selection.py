@@ -66,6 +66,7 @@ class Selected:
     rows: np.ndarray
     metrics: tuple[str, ...]
     components: int | None
+    unmeasured: tuple[str, ...] = ()  # selected by name, but without any values in this stream
 
     @property
     def empty(self) -> str | None:
@@ -77,9 +78,11 @@ class Selected:
 def select(run: Run, query: Query) -> Selected:
     """The query's names as found in the run, or a SelectionError naming the nearest ones."""
     stream = run.stream(query.probe)
+    named = matching("parameter", query.patterns, run.parameters)
     return Selected(
         stream=stream,
-        parameters=matching("parameter", query.patterns, [name for name in run.parameters if name in stream.places]),
+        parameters=tuple(name for name in named if name in stream.places),
+        unmeasured=tuple(name for name in named if name not in stream.places),
         kinds=_kinds(run, query),
         groups=tuple(stream.groups.index(name) for name in matching("group", query.groups, stream.groups)),
         rows=_rows(stream, query),

@@ -69,7 +69,7 @@ def test_a_truncated_or_emptied_root_is_named_as_damage(run_path: Path) -> None:
         with pytest.raises(StoreError):
             open_run(run_path)
     (run_path / "zarr.json").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StoreError, match="damaged: its zarr.json is no JSON"):
+    with pytest.raises(StoreError, match=r"damaged: its zarr\.json is no JSON"):
         open_run(run_path)
 
 
