@@ -201,9 +201,7 @@ class ParameterSum:
         return singular_values(torch.cat(rows)) if rows else torch.zeros(0, dtype=torch.float64)
 
 
-def outer_in_place(
-    factors: OuterFactors, transposed: bool
-) -> tuple[Tensor, Tensor]:
+def outer_in_place(factors: OuterFactors, transposed: bool) -> tuple[Tensor, Tensor]:
     """L and R with G = L^T R in the parameter's orientation, for a weight that is a matrix."""
     activation = factors.activation.conj()
     rows_first = factors.order == (0, 1)

@@ -73,7 +73,9 @@ def registry(choices: Mapping[str, str] | Sequence[Adapter] | None = None) -> Re
     known = {entry.adapter.name for entry in entries}
     for function, name in chosen.items():
         if name not in known:
-            raise AdapterError(f"adapters={{{function!r}: {name!r}}} names no installed adapter. Installed: {sorted(known)}.")
+            raise AdapterError(
+                f"adapters={{{function!r}: {name!r}}} names no installed adapter. Installed: {sorted(known)}."
+            )
     return Registry(entries, chosen, failed)
 
 

@@ -55,7 +55,9 @@ class OpCall:
     def owner_rows(self, axes: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
         """Owners of the rows spanned by the output's `axes` (of sizes `shape`); fails where an owner cuts a row."""
         if self.owners is None:
-            raise AdapterError(f"The owners of `{self.name}` are not known yet; ask for them in `factors`, not `claims`.")
+            raise AdapterError(
+                f"The owners of `{self.name}` are not known yet; ask for them in `factors`, not `claims`."
+            )
         if any(size != 1 for axis, size in enumerate(self.owners.shape) if axis not in axes):
             raise RowsCutError(self.name)
         kept = self.owners.permute(*axes, *(a for a in range(self.owners.dim()) if a not in axes)).reshape(

@@ -25,13 +25,11 @@ from gradtrace.ops import Op, Operand, OpKey, Output
 from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, tensors_in
 
 _PLAIN = frozenset(
-    "size dim ndimension stride numel nelement is_floating_point is_complex is_contiguous storage_offset data_ptr "
-    "element_size item tolist numpy get_device _set_grad_enabled is_nonzero is_signed is_same_size __len__ __format__ "
-    "__repr__ __bool__ __int__ __float__ __hash__ __index__ untyped_storage has_names retain_grad".split()
+    ["size", "dim", "ndimension", "stride", "numel", "nelement", "is_floating_point", "is_complex", "is_contiguous", "storage_offset", "data_ptr", "element_size", "item", "tolist", "numpy", "get_device", "_set_grad_enabled", "is_nonzero", "is_signed", "is_same_size", "__len__", "__format__", "__repr__", "__bool__", "__int__", "__float__", "__hash__", "__index__", "untyped_storage", "has_names", "retain_grad"]
 )
 _GETTERS_OF_TENSORS = frozenset(("T", "mT", "H", "mH", "data", "real", "imag"))
 _IN_PLACE_OPERATORS = frozenset(
-    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __iand__ __ior__ __ixor__".split()
+    ["__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__ipow__", "__iand__", "__ior__", "__ixor__"]
 )
 
 
@@ -78,6 +76,7 @@ class Capture(TorchFunctionMode):
         self._effective: set[tuple[Any, int]] = set()
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.batch_norms: list[Any] = []
+        self.last_scalar: Tensor | None = None  # the loss, most likely, when a pass begins that nobody announced
         modules.on_enter = self._entered_model
 
     @contextmanager
@@ -95,6 +94,7 @@ class Capture(TorchFunctionMode):
 
     def forget(self) -> None:
         """Drop everything that refers to the graph of the steps seen so far."""
+        self.last_scalar = None
         self.produced.clear()
         self._effective.clear()
         self.batch_norms.clear()
@@ -196,9 +196,7 @@ class Capture(TorchFunctionMode):
             self._follow(op, outputs)
         return result
 
-    def _operands(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Iterator[Operand]:
+    def _operands(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Operand]:
         plain_args, plain_kwargs = _detached(args), _detached(kwargs)
         for path, tensor in _paths(args, kwargs):
             value = self._provenance[tensor]
@@ -241,22 +239,25 @@ class Capture(TorchFunctionMode):
             checkpointed=in_checkpoint(),
             unseen_input=all(v.origin is Origin.UNKNOWN for v in data),
             input_shapes=tuple(
-                "x".join(map(str, t.shape)) for t in tensors_in((args, kwargs)) if self._value(t).origin is not Origin.PARAMETER
+                "x".join(map(str, t.shape))
+                for t in tensors_in((args, kwargs))
+                if self._value(t).origin is not Origin.PARAMETER
             ),
             versions=[(t, t._version) for t in tensors_in((plain_args, plain_kwargs)) if not t.is_inference()],
         )
 
     def _follow(self, op: Op, outputs: list[Tensor]) -> None:
         for position, tensor in enumerate(outputs):
-            op.outputs.append(Output(get_gradient_edge(tensor), meta_like(tensor)))
-            tensor.register_hook(functools.partial(self._adjoint, op, position))
+            source = _base_of(tensor, op.born)
+            op.outputs.append(Output(get_gradient_edge(source), meta_like(tensor), tuple(source.shape)))
+            source.register_hook(functools.partial(self._adjoint, op, position))
         op.versions = [(t, t._version) for t, _ in op.versions]  # as the call left them
         self._listener.captured(op)
 
     def _adjoint(self, op: Op, position: int, grad: Tensor) -> None:
         if not self._silent:
             with torch.no_grad(), self.silence():
-                self._listener.adjoint(op, position, grad)
+                self._listener.adjoint(op, position, op.outputs[position].adjoint(grad))
 
     def _effective_ready(self, edge: GradientEdge, grad: Tensor) -> None:
         if not self._silent:
@@ -307,6 +308,8 @@ class Capture(TorchFunctionMode):
             self._provenance[tensor] = value
             if tensor.requires_grad and tensor.grad_fn is not None:
                 edge = get_gradient_edge(tensor)
+                if tensor.dim() == 0:
+                    self.last_scalar = tensor
                 self.produced[edge.node, edge.output_nr] = Produced(
                     edge,
                     meta_like(tensor),
@@ -360,6 +363,15 @@ class _QuietNode:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
+
+
+def _base_of(tensor: Tensor, born: int) -> Tensor:
+    """What the op made before it reshaped it into `tensor`; `tensor` itself where it is no such view."""
+    base = tensor._base if tensor._is_view() else None
+    if base is None or base.grad_fn is None or base.grad_fn._sequence_nr() < born:
+        return tensor
+    plain = base.numel() == tensor.numel() and base.is_contiguous() and tensor.is_contiguous()
+    return base if plain else tensor
 
 
 def full_name(function: Callable[..., Any]) -> str:

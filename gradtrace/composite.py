@@ -30,8 +30,6 @@ def entered(function: types.FunctionType) -> Callable[..., Any]:
     """The same function, asking no mode before it runs."""
     names = dict(function.__globals__)
     names.update(dict.fromkeys(_ASKED, lambda *_: False))
-    twin = types.FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-    )
+    twin = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin

@@ -195,9 +195,7 @@ class ElementFactors(Factors):
         free = [i for i in range(terms.dim()) if kept[i] == 1 and owners.shape[i] == 1 and terms.shape[i] != 1]
         terms = terms.sum(free, keepdim=True) if free else terms
         of_row = cells[owners]
-        return {
-            cell: (terms * (of_row == cell)).sum_to_size(self.shape) for cell in torch.unique(of_row).tolist()
-        }
+        return {cell: (terms * (of_row == cell)).sum_to_size(self.shape) for cell in torch.unique(of_row).tolist()}
 
     def rows(self) -> Rows | None:
         """Rows are the axes the weight is broadcast along, columns the weight's own; None if an owner cuts a row."""

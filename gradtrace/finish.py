@@ -42,7 +42,13 @@ def step_row(session: Session, *, step: int, keep: int | None, loss_scale: float
     session.cost["decompose"] = time.perf_counter() - began
     loss = float("nan") if session.loss is None else float(session.loss) / loss_scale
     return StepRow(
-        step=step, groups=tuple(cells), n_samples=counts, parameters=parameters, loss=loss, cost=dict(session.cost), **about
+        step=step,
+        groups=tuple(cells),
+        n_samples=counts,
+        parameters=parameters,
+        loss=loss,
+        cost=dict(session.cost),
+        **about,
     )
 
 
@@ -52,7 +58,7 @@ def _row(session: Session, name: str, groups: GroupsOfStep, keep: int | None, lo
     if ungrouped and name in session.reference:
         session.sums.pop(name)
         total = session._sum(name)
-        total.gradient.add_dense({session.cells.OWNERLESS: session.reference[name] * session.context.weight})
+        total.gradient.add_dense({session.cells.OWNERLESS: session.reference[name]})
         total.scale = float("nan")
     return summarise(
         total,
@@ -78,7 +84,7 @@ def tolerance_of(session: Session, name: str) -> float:
     dtype = session.parameters[name].dtype
     base = tolerance(dtype, session.dtypes)
     rung = session.rungs.get(name, Rung())
-    if total is not None and total.scale != total.scale or "pulled back" in rung.names or "global" in rung.names:
+    if (total is not None and total.scale != total.scale) or "pulled back" in rung.names or "global" in rung.names:
         return 16 * base
     return base
 
@@ -110,7 +116,9 @@ def _attributes(session: Session, name: str) -> dict[str, Any]:
         "coupled": name in memory.coupled,
         "coupling": "loss" if "global" in rung.names and name in memory.coupled else "rows",
         "kinds": kinds,
-        "kinds_absent": {k: total.absent.get(k, "not measured on this rung") for k in session.settings.kinds if k not in kinds},
+        "kinds_absent": {
+            k: total.absent.get(k, "not measured on this rung") for k in session.settings.kinds if k not in kinds
+        },
         "dtype": str(session.parameters[name].dtype).removeprefix("torch."),
         "tolerance": tolerance_of(session, name),
         "rank_rule": RANK_RULE,

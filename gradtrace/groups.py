@@ -38,7 +38,9 @@ class Labels:
         of = {_grouping_name(name): _labels(name, values) for name, values in groups.items()}
         lengths = {name: len(values) for name, values in of.items()}
         if len(set(lengths.values())) > 1:
-            raise GroupError(f"The groupings have different numbers of labels: {lengths}. Give one label per sample in each.")
+            raise GroupError(
+                f"The groupings have different numbers of labels: {lengths}. Give one label per sample in each."
+            )
         return cls(of, next(iter(lengths.values())))
 
 
@@ -50,7 +52,9 @@ def _grouping_name(name: Any) -> str:
 
 def _labels(name: str, values: Any) -> tuple[Label, ...]:
     if isinstance(values, (str, bytes)):
-        raise GroupError(f"Grouping {name!r} got the text {values!r}; give one label per sample, as a list, array or tensor.")
+        raise GroupError(
+            f"Grouping {name!r} got the text {values!r}; give one label per sample, as a list, array or tensor."
+        )
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     dimensions = np.ndim(values) if isinstance(values, np.ndarray) else None
@@ -62,7 +66,9 @@ def _labels(name: str, values: Any) -> tuple[Label, ...]:
     try:
         items = values.tolist() if isinstance(values, np.ndarray) else [_plain(v) for v in values]
     except TypeError as error:
-        raise GroupError(f"Grouping {name!r} is {type(values).__name__}; give one label per sample, as a sequence.") from error
+        raise GroupError(
+            f"Grouping {name!r} is {type(values).__name__}; give one label per sample, as a sequence."
+        ) from error
     return tuple(_label(name, item) for item in items)
 
 
@@ -91,7 +97,9 @@ def _label(name: str, item: Any) -> Label:
             f"Grouping {name!r} has several labels for one sample ({item!r}); labels belong to samples, one each. "
             "Reduce labels per position to one label per sample."
         )
-    raise GroupError(f"Grouping {name!r} has the label {item!r} of type {type(item).__name__}; use strings or integers.")
+    raise GroupError(
+        f"Grouping {name!r} has the label {item!r} of type {type(item).__name__}; use strings or integers."
+    )
 
 
 @dataclass

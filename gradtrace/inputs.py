@@ -19,7 +19,9 @@ class Inputs:
         """`value` as inputs: itself, a tuple (positional), a mapping (keyword arguments), or one positional value."""
         if isinstance(value, Inputs):
             return value
-        if isinstance(value, tuple) and not hasattr(value, "_fields"):  # a namedtuple, or a packed sequence, is one value
+        if isinstance(value, tuple) and not hasattr(
+            value, "_fields"
+        ):  # a namedtuple, or a packed sequence, is one value
             return cls(args=value)
         if isinstance(value, Mapping):
             return cls(kwargs=dict(value))

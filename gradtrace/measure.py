@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gradtrace.adapters import Adapter, registry
 from gradtrace.errors import CaptureError
@@ -18,8 +17,10 @@ from gradtrace.finish import infos, judge, step_row
 from gradtrace.graph import OpGraph
 from gradtrace.graphing import graph_of
 from gradtrace.inputs import Inputs
+from gradtrace.probing import ATTEMPTS
 from gradtrace.selection import checked_kinds, select
-from gradtrace.session import Session, Settings, constants_of
+from gradtrace.session import Session, Settings
+from gradtrace.standin import Standin
 from gradtrace.store.rows import KINDS
 from gradtrace.survey import Memory
 from gradtrace.untouched import attributes_kept, random_state_kept
@@ -27,8 +28,6 @@ from gradtrace.values import tensors_in
 
 if TYPE_CHECKING:
     import xarray
-
-_ATTEMPTS = 4  # each takes one more constant for what it is, or one more parameter down a rung
 
 
 def spectra(
@@ -60,9 +59,9 @@ def spectra(
     """
     from gradtrace.store.tree import tree_of
 
-    settings = Settings(checked_kinds(kinds), sample_dim, _checked(coupling))
+    settings = Settings(checked_kinds(kinds), sample_dim, checked_coupling(coupling))
     session = _traced(model, inputs, groups, parameters, settings, adapters, loss_fn)
-    row = step_row(session, step=0, keep=keep)
+    row = step_row(session, step=0, keep=checked_keep(keep))
     return tree_of(row, infos(session), attrs={"loss": row.loss, "coupling": coupling})
 
 
@@ -106,33 +105,25 @@ def _traced(
     adapters: Mapping[str, str] | Sequence[Adapter] | None,
     loss_fn: Callable[[Any], Tensor],
 ) -> Session:
-    chosen, _ = select(model, parameters)
     memory, known = Memory(), registry(adapters)
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         before = len(memory.transparent)
         with random_state_kept(), attributes_kept(model), torch.enable_grad():
-            leaves = {name: p.detach().requires_grad_() for name, p in chosen.items()}
-            state = {name: p.detach() for name, p in model.named_parameters()} | leaves
-            buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-            session = Session(model, leaves, [*buffers.values(), *constants_of(model)], settings, memory, known)
+            standin = Standin(model, parameters)
+            session = standin.session(settings, memory, known)
             session.begin_batch(groups)
-            _run(session, model, state | buffers, Inputs.of(inputs), loss_fn)
+            _run(session, standin, Inputs.of(inputs), loss_fn)
         judge(session)
         if not session.retrace:
             break
-        if len(memory.transparent) > before:  # what looked opaque or coupled may have been that constant
-            memory.opaque.clear()
-            memory.coupled.clear()
+        memory.reconsider(before)
     return session
 
 
-def _run(
-    session: Session, model: nn.Module, state: dict[str, Tensor], inputs: Inputs, loss_fn: Callable[[Any], Tensor]
-) -> None:
+def _run(session: Session, standin: Standin, inputs: Inputs, loss_fn: Callable[[Any], Tensor]) -> None:
     try:
         with session.watching():
-            output = functional_call(model, state, inputs.args, dict(inputs.kwargs))
-            loss = loss_fn(output)
+            loss = loss_fn(standin.run(inputs))
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 raise CaptureError(f"loss_fn must return a scalar tensor; it returned {shape}. Take its mean or sum.")
@@ -141,7 +132,15 @@ def _run(
         session.close()
 
 
-def _checked(coupling: str) -> str:
+def checked_coupling(coupling: str) -> str:
+    """`coupling`, if it is one of the two definitions."""
     if coupling not in ("rows", "loss"):
         raise CaptureError(f"coupling={coupling!r} is neither 'rows' nor 'loss'.")
     return coupling
+
+
+def checked_keep(keep: int | None) -> int | None:
+    """`keep`, if it is a number of singular values or None."""
+    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
+        raise CaptureError(f"keep={keep!r} must be a whole number of singular values, 1 or more, or None for all.")
+    return keep

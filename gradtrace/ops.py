@@ -43,10 +43,19 @@ class Operand:
 
 @dataclass(frozen=True)
 class Output:
-    """One output of an op: its edge at the time of the call, and its shape and dtype as a meta tensor."""
+    """One output of an op: its edge at the time of the call, and its shape and dtype as a meta tensor.
+
+    An output that is a reshaped view of what the op made is followed at that base, whose shape is `base`: a later
+    in-place change of the view rewrites the view's history, but not the base's.
+    """
 
     edge: GradientEdge
     meta: Tensor
+    base: tuple[int, ...]
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        """A gradient at `edge` in the output's shape."""
+        return grad.reshape(self.meta.shape)
 
 
 @dataclass

@@ -106,7 +106,11 @@ class Layout:
             return None
         length = shape[self.axis]
         stride = length // n_samples // self.outer if self.stride is None and self.outer else self.stride
-        if not stride or length % (n_samples * stride) or (self.outer and self.stride and length != self.outer * n_samples * stride):
+        if (
+            not stride
+            or length % (n_samples * stride)
+            or (self.outer and self.stride and length != self.outer * n_samples * stride)
+        ):
             return None
         index = (torch.arange(length) // stride) % n_samples
         return index.reshape([-1 if a == self.axis else 1 for a in range(len(shape))])

@@ -33,6 +33,7 @@ def through_op(op: Op, output: int, adjoint: Tensor, operands: Sequence[Operand]
     its own is made, which recomputes the region.
     """
     edges = [operand.edge for operand in operands]
+    adjoint = adjoint.reshape(op.outputs[output].base)
     if op.checkpointed:
         return through_graph([op.outputs[output].edge], [adjoint], edges)
     others = [o.edge for place, o in enumerate(op.outputs) if place != output]

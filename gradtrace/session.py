@@ -20,7 +20,7 @@ from gradtrace.errors import CaptureError, GroupError
 from gradtrace.factors import LookupFactors, OuterFactors
 from gradtrace.groups import Cells, Labels
 from gradtrace.modules import ModuleStack
-from gradtrace.ops import Op, OpKey, Operand
+from gradtrace.ops import Op, Operand, OpKey
 from gradtrace.outlets import Outlet, outlets_of
 from gradtrace.pull import local, through_graph
 from gradtrace.survey import Memory, Probe, Slot, audit_owners, find_coupled, find_owners, settle
@@ -44,7 +44,6 @@ class Batch:
 
     labels: Labels | None
     n_samples: int | None
-    weight: float = 1.0
     of_sample: Tensor | None = None  # (samples + 1,)
 
 
@@ -88,6 +87,8 @@ class Session:
         self.reference: dict[str, Tensor] = {}
         self.residuals: dict[str, float] = {}
         self.owner_residuals: dict[str, float] = {}
+        self._announced = False  # a backward pass is under way whose loss is known
+        self._accumulated = False
         self._owners: dict[Slot, Tensor] = {}
         self._pending: list[Op] = []
         self._accepts: dict[int, bool] = {}
@@ -112,10 +113,10 @@ class Session:
         with self._modules.watching(), self.capture:
             yield self
 
-    def begin_batch(self, groups: Any, weight: float = 1.0) -> None:
+    def begin_batch(self, groups: Any) -> None:
         """Labels of the forward passes that follow."""
         labels = Labels.read(groups)
-        self.context = Batch(labels, None if labels is None else labels.n_samples, weight)
+        self.context = Batch(labels, None if labels is None else labels.n_samples)
         self.capture.restart_count()
 
     def transparent(self, key: OpKey) -> bool:
@@ -142,9 +143,19 @@ class Session:
         self.loss = loss if self.loss is None else self.loss + loss
         with torch.no_grad(), self.capture.silence():
             self._prepare(get_gradient_edge(root), cotangent)
+        self._announced = True
         self.cost["survey"] += time.perf_counter() - began
 
-    def _prepare(self, root: GradientEdge, cotangent: Tensor) -> None:
+    def _prepare_late(self) -> None:
+        """The first adjoint of a pass nobody announced (`torch.autograd.backward`): the part of the graph that belongs
+        to the loss has run, that of the model is still whole."""
+        root = self.capture.last_scalar
+        if root is None:
+            raise CaptureError("A backward pass began, and no scalar loss was seen. Call backward on a scalar loss.")
+        self.loss = root.detach() if self.loss is None else self.loss + root.detach()
+        self._prepare(get_gradient_edge(root), None)
+
+    def _prepare(self, root: GradientEdge, cotangent: Tensor | None) -> None:
         pending, self._pending = self._pending, []
         contexts = {id(op.context): op.context for op in pending}
         contexts |= {id(made.context): made.context for made in self.capture.produced.values()}
@@ -159,6 +170,8 @@ class Session:
             own = [o for o in outlets if id(o.context) == key]
             if own:
                 self._prepare_batch(batch, own, [op for op in pending if id(op.context) == key])
+        if cotangent is None:
+            return
         self._reference_passes(root, cotangent)
         self._global_passes(root, cotangent, outlets)
 
@@ -168,9 +181,7 @@ class Session:
         n_samples = batch.n_samples
         if batch.of_sample is None:
             batch.of_sample = self.cells.assign(batch.labels, n_samples)
-        known = {
-            (op.number, i): self._by_layout(op, i, n_samples) for op in ops for i in range(len(op.outputs))
-        }
+        known = {(op.number, i): self._by_layout(op, i, n_samples) for op in ops for i in range(len(op.outputs))}
         self._owners.update({slot: owners for slot, owners in known.items() if owners is not None})
         unsettled = [op for op in ops if any(known[op.number, i] is None for i in range(len(op.outputs)))]
         fresh = any(name not in self.memory.audited for op in ops for o in op.operands for name in o.value.parameters)
@@ -242,7 +253,7 @@ class Session:
         live = [(o, c) for o, c in zip(outlets, at_outlets, strict=True) if c is not None]
         cells = sorted({int(c) for o, _ in live for c in o.context.of_sample[:-1].tolist()})
         for cell in cells:
-            masked = [o.spread((o.context.of_sample[:-1] == cell).double() * o.context.weight, c) for o, c in live]
+            masked = [o.spread((o.context.of_sample[:-1] == cell).double(), c) for o, c in live]
             grads = through_graph([o.edge for o, _ in live], masked, [self.edges[n] for n in names])
             for name, gradient in zip(names, grads, strict=True):
                 if gradient is not None:
@@ -256,14 +267,14 @@ class Session:
         """Takes the adjoint of an op's output as the real backward pass delivers it."""
         if not self._in_training_pass():
             return
+        if not self._announced and self._pending:
+            self._prepare_late()
         began = time.perf_counter()
         batch: Batch = op.context
         owners = self._owners.get((op.number, output))
         if owners is None or batch.of_sample is None:
             owners = torch.full((1,) * grad.dim(), -1, dtype=torch.int64)
         cells = batch.of_sample if batch.of_sample is not None else torch.tensor([0])
-        if batch.weight != 1.0:
-            grad = grad * batch.weight
         for part in contributions(op, output, grad, owners.to(grad.device)):
             wanted = [n for n in part.operand.value.parameters if n in self.parameters and not self._is_global(n)]
             if wanted:
@@ -375,6 +386,7 @@ class Session:
 
     def after_backward(self) -> None:
         """Compares what was gathered with the gradients that autograd accumulated."""
+        self._announced, self._accumulated = False, True
         for name, parameter in self.parameters.items():
             if name not in self._hooked and parameter.grad is not None:
                 before, now = self._before[name], parameter.grad.detach()
@@ -385,6 +397,21 @@ class Session:
         for op in self.ops:
             op.release()
         self.ops.clear()
+
+    def finish(self) -> None:
+        """After the last backward pass; raises when there was none."""
+        if not self._accumulated and self.sums:
+            self.after_backward()  # somebody called torch.autograd.backward
+        if not self._accumulated:
+            raise CaptureError(
+                "The step ended without a backward pass. Call loss.backward() inside `with recorder.step(...)`, and run the "
+                "forward pass there too."
+            )
+        if not self.reference and not self.sums:
+            raise CaptureError(
+                "The backward pass brought no gradient to any traced parameter. Run the forward pass inside "
+                "`with recorder.step(...)` too, on the model that is recorded."
+            )
 
     def _compare(self, name: str, reference: Tensor) -> None:
         total = self._sum(name)
@@ -397,8 +424,7 @@ class Session:
         probes = torch.linalg.qr(probes).Q.to(device=reference.device, dtype=_wide(reference.dtype))
         expected = reference.reshape(sides).to(probes.dtype) @ probes
         got = total.gradient.times(probes).to(probes.dtype)
-        weight = self.context.weight
-        size = float(torch.linalg.vector_norm(got / weight - expected)) * (sides[1] / columns) ** 0.5
+        size = float(torch.linalg.vector_norm(got - expected)) * (sides[1] / columns) ** 0.5
         floor = total.scale if total.scale == total.scale and total.scale > 0 else self._mass(total)
         self.residuals[name] = size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
 

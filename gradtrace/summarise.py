@@ -54,7 +54,7 @@ class _Row:
         self.metrics: dict[str, dict[str, np.ndarray]] = {}
         self.status: dict[str, np.ndarray] = {}
 
-    def measure(self, kind: str, small: SmallFactors | None | str) -> None:
+    def measure(self, kind: str, small: SmallFactors | str | None) -> None:
         status, spectra = [], []
         have = None if kind == "gradient" else getattr(self.total, kind)
         matrices = have.by_cell() if isinstance(have, KindRows) else {}
@@ -113,7 +113,7 @@ class _Row:
         return np.maximum(floor, np.array(bound))
 
 
-def _small(total: ParameterSum) -> SmallFactors | None | str:
+def _small(total: ParameterSum) -> SmallFactors | str | None:
     """The factors decomposed, None where the gradient is dense, or "failed"."""
     if not total.gradient.is_factored:
         return None

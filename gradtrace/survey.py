@@ -40,6 +40,13 @@ class Memory:
     audited: set[str] = field(default_factory=set)
     steps: int = 0
 
+    def reconsider(self, known_constants: int) -> None:
+        """What looked opaque or coupled may have been a constant that has since been told apart."""
+        if len(self.transparent) > known_constants:
+            self.opaque.clear()
+            self.coupled.clear()
+            self.audited.clear()
+
     def layout(self, key: OpKey, output: int) -> Layout | None:
         """The one layout of an op's output; that of its siblings where this call was never probed."""
         known = self.layouts.get((key, output))
@@ -101,7 +108,7 @@ def find_owners(probe: Probe, ops: Sequence[Op], memory: Memory) -> dict[Slot, t
         here, powers = plain[place], [one[place] for one in coded]
         if here is not None and all(p is not None for p in powers):
             owners = codes.decode(here, [p for p in powers if p is not None])
-            found[op.number, i] = (here, owners)
+            found[op.number, i] = (op.outputs[i].adjoint(here), owners.reshape(op.outputs[i].meta.shape))
     return found
 
 
@@ -132,7 +139,10 @@ def find_coupled(probe: Probe, ops: Sequence[Op], owners: Mapping[Slot, Tensor],
     for (op, i), before, after in zip(slots, plain, coded, strict=True):
         if before is None or after is None:
             continue
-        of_row = torch.cat([factor, torch.ones(1, dtype=factor.dtype)]).to(before.device)[owners[op.number, i].to(before.device)]
+        before, after = op.outputs[i].adjoint(before), op.outputs[i].adjoint(after)
+        of_row = torch.cat([factor, torch.ones(1, dtype=factor.dtype)]).to(before.device)[
+            owners[op.number, i].to(before.device)
+        ]
         expected = before * of_row.to(before.real.dtype)
         if not torch.equal(torch.where(before == 0, after, expected), after):
             coupled.update(*(o.value.parameters for o in op.operands))
@@ -163,7 +173,9 @@ def audit_owners(
         for op in ops:
             for i in range(len(op.outputs)):
                 if (op.number, i) in owners and (op.number, i) in adjoints:
-                    _add_weighted(op, i, adjoints[op.number, i], owners[op.number, i], extended, parameters, ours, scale)
+                    _add_weighted(
+                        op, i, adjoints[op.number, i], owners[op.number, i], extended, parameters, ours, scale
+                    )
     found = {}
     for name, expected in reference.items():
         mine = ours.get(name)
@@ -201,4 +213,6 @@ def _add_weighted(
         for name, g in to_parameters(gradient, part.operand.edge, part.operand.value, parameters).items():
             ours[name] = ours[name] + g if name in ours else g
             direct = part.operand.value.moves is not None and size is not None
-            scale[name] = scale.get(name, 0.0) + (size if direct and size is not None else float(torch.linalg.vector_norm(g)))
+            scale[name] = scale.get(name, 0.0) + (
+                size if direct and size is not None else float(torch.linalg.vector_norm(g))
+            )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from gradtrace.calls import OpCall, cast_as_used
 from gradtrace.factors import ElementFactors, Factors
-from torch import Tensor
 
 _ADD = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _SUB = {"sub", "subtract", "sub_", "__sub__", "__isub__"}
@@ -21,7 +22,9 @@ class ElementwiseAdapter:
     """Factors of shifts and scales, the biases of products and convolutions, and the weights of norms."""
 
     name = "elementwise"
-    ops = "add, sub, mul, biases of linear, conv and addmm, scale and shift of layer, group, batch, instance and RMS norm"
+    ops = (
+        "add, sub, mul, biases of linear, conv and addmm, scale and shift of layer, group, batch, instance and RMS norm"
+    )
 
     def claims(self, call: OpCall) -> bool:
         if call.name in _ADD | _SUB:

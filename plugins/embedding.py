@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from gradtrace.calls import OpCall
 from gradtrace.factors import Factors, LookupFactors
-from torch import Tensor
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -61,9 +62,12 @@ def _bag(call: OpCall, adjoint: Tensor) -> LookupFactors:
     share = torch.ones_like(indices, dtype=adjoint.dtype) if weights is None else weights.reshape(-1).to(adjoint.dtype)
     if call.argument(6, "mode", "mean") == "mean":
         counted = torch.ones_like(share) if padding is None else (indices != padding % height).to(adjoint.dtype)
-        share = share / torch.zeros(len(adjoint), dtype=adjoint.dtype, device=adjoint.device).index_add_(
-            0, bag, counted
-        ).clamp(min=1)[bag]
+        share = (
+            share
+            / torch.zeros(len(adjoint), dtype=adjoint.dtype, device=adjoint.device)
+            .index_add_(0, bag, counted)
+            .clamp(min=1)[bag]
+        )
     owners = call.owner_rows((0,), (len(adjoint),))[bag]
     return _lookup(indices, adjoint[bag] * share[:, None], owners, height, padding)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch import Tensor
+
 from gradtrace.calls import OpCall, cast_as_used
 from gradtrace.factors import BatchedFactors, Factors, OuterFactors
-from torch import Tensor
 
 _PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "linear", "einsum"}
 _ADDED = {"addmm", "addmv", "baddbmm"}
@@ -78,7 +79,9 @@ class LinearAdapter:
         owners = call.owner_rows(row_axes, row_shape)
         n_batch, n_rows = prod(size[a] for a in c.batch), prod(row_shape[len(c.batch) :])
         a = _arranged(x, c.x_axes, c.batch + c.rows + c.inputs, (n_batch, n_rows, -1), prod(size[i] for i in c.inputs))
-        d = _arranged(adjoint, c.y_axes, c.batch + c.rows + c.outputs, (n_batch, n_rows, -1), prod(size[o] for o in c.outputs))
+        d = _arranged(
+            adjoint, c.y_axes, c.batch + c.rows + c.outputs, (n_batch, n_rows, -1), prod(size[o] for o in c.outputs)
+        )
         if c.batch:
             return BatchedFactors(a, d, owners.reshape(n_batch, n_rows), shape, order)
         return OuterFactors(a[0], d[0], owners, shape, order)
@@ -93,7 +96,9 @@ def contraction_of(call: OpCall) -> Contraction | None:
         if not call.is_operand(1, "weight"):
             return None
         rows = _letters(x.dim() - 1)
-        return Contraction(x, rows + "I", "OI" if call.weight.dim() == 2 else "I", rows + ("O" if call.weight.dim() == 2 else ""))
+        return Contraction(
+            x, rows + "I", "OI" if call.weight.dim() == 2 else "I", rows + ("O" if call.weight.dim() == 2 else "")
+        )
     if call.name in _PRODUCTS:
         return _matmul(call, 0, 1, 1.0)
     if call.name in _ADDED:
@@ -145,7 +150,9 @@ def _einsum(call: OpCall) -> Contraction | None:
     if "." in w_axes:
         return None
     if "." in x_axes:
-        free = "".join(a for a in "ABCDEFGHJKMNPQSTUVWXYZ" if a not in equation)[: x.dim() - len(x_axes.replace(".", ""))]
+        free = "".join(a for a in "ABCDEFGHJKMNPQSTUVWXYZ" if a not in equation)[
+            : x.dim() - len(x_axes.replace(".", ""))
+        ]
         x_axes, out = x_axes.replace("...", free), out.replace("...", free)
     return Contraction(x, x_axes, w_axes, out)
 

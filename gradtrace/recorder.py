@@ -1,0 +1,229 @@
+"""`record`: traces a model in anybody's own training loop, and writes what it finds behind it.
+
+The only module that joins capture, measuring and the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gradtrace
+from gradtrace.adapters import Adapter, registry
+from gradtrace.errors import CaptureError, GradtraceError
+from gradtrace.finish import infos, judge, step_row
+from gradtrace.measure import checked_coupling, checked_keep
+from gradtrace.probing import measure_batches
+from gradtrace.selection import checked_kinds, select
+from gradtrace.session import Session, Settings, constants_of
+from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
+from gradtrace.store.writer import RunWriter
+from gradtrace.survey import Memory
+
+
+def record(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    every: int = 1,
+    kinds: Sequence[str] = KINDS,
+    keep: int | None = 64,
+    parameters: str | Sequence[str] | None = None,
+    sample_dim: int | None = None,
+    coupling: str = "rows",
+    adapters: Mapping[str, str] | Sequence[Adapter] | None = None,
+    scaler: Any = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> Recorder:
+    """A recorder that writes the spectra of every `every`-th training step to a new store at `path`.
+
+    Use it as a context manager. Training is untouched: parameters after n recorded steps are bitwise those of n steps
+    without it. Stored are the raw sums as they enter `p.grad`; a `torch.amp.GradScaler` given as `scaler=` has its scale
+    divided out. `attrs`: anything JSON-serialisable about the run. The other arguments are those of `spectra`.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise CaptureError(f"every={every!r} must be a whole number of steps, 1 or more.")
+    settings = Settings(checked_kinds(kinds), sample_dim, checked_coupling(coupling))
+    return Recorder(
+        model, path, every, settings, checked_keep(keep), parameters, registry(adapters), scaler, attrs or {}
+    )
+
+
+class Step:
+    """What `recorder.step` gives: one optimizer step, made of one or more batches."""
+
+    def __init__(self, session: Session | None) -> None:
+        self._session = session
+
+    @property
+    def recorded(self) -> bool:
+        """Whether this step is measured."""
+        return self._session is not None
+
+    @contextmanager
+    def batch(self, groups: Any = None) -> Iterator[None]:
+        """One micro-batch of an accumulated step, with its own labels; they add up as in `p.grad`."""
+        if self._session is not None:
+            self._session.begin_batch(groups)
+        yield
+
+
+class Recorder:
+    """Records one run. See `record`."""
+
+    def __init__(
+        self, model: nn.Module, path: str | os.PathLike[str], every: int, settings: Settings, keep: int | None,
+        parameters: str | Sequence[str] | None, adapters: Any, scaler: Any, attrs: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self._model, self._every, self._settings, self._keep = model, every, settings, keep
+        self._parameters, self._excluded = select(model, parameters)
+        self._patterns, self._adapters, self._scaler = parameters, adapters, scaler
+        self._memory = Memory()
+        self._probe_memories: dict[str, Memory] = {}
+        self._infos: dict[str, ParameterInfo] = {}
+        self._count = itertools.count()
+        self._next = 0
+        self._running = False
+        self._closed = False
+        self._waited = 0.0
+        self._writer = RunWriter(
+            path, attrs={**self._provenance(), **attrs}, kinds=settings.kinds, keep=keep, parameters=()
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "gradtrace": gradtrace.__version__,
+            "torch": torch.__version__,
+            "seed": torch.initial_seed(),
+            "model": type(self._model).__name__,
+            "every": self._every,
+            "coupling": self._settings.coupling,
+            "excluded": self._excluded,
+        }
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commits every step and closes the store."""
+        self._closed = True
+        self._writer.close()
+
+    def flush(self) -> None:
+        """Returns when every step so far is committed."""
+        self._writer.flush()
+
+    @contextmanager
+    def step(
+        self, groups: Any = None, *, epoch: float | None = None, scalars: Mapping[str, float] | None = None
+    ) -> Iterator[Step]:
+        """Spans the forward and backward passes of one optimizer step.
+
+        groups: a mapping from grouping name to one label per sample of the batch, or one bare sequence; with several
+        micro-batches give them to `step.batch`. epoch, scalars: stored with the step.
+        """
+        self._check_open()
+        number = next(self._count)
+        self._next = number + 1
+        if number % self._every:
+            yield Step(None)
+            return
+        self._running = True
+        session = Session(
+            self._model, self._parameters, constants_of(self._model), self._settings, self._memory, self._adapters
+        )
+        began = time.perf_counter()
+        try:
+            session.begin_batch(groups)
+            with session.watching():
+                yield Step(session)
+            self._finish(session, number, epoch, scalars or {}, began)
+        finally:
+            self._running = False
+            session.close()
+
+    def _finish(
+        self, session: Session, number: int, epoch: float | None, scalars: Mapping[str, float], began: float
+    ) -> None:
+        session.finish()
+        judge(session)
+        scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+        row = step_row(
+            session,
+            step=number,
+            keep=self._keep,
+            loss_scale=scale,
+            epoch=float("nan") if epoch is None else float(epoch),
+            scalars={str(name): float(value) for name, value in scalars.items()},
+        )
+        session.memory.steps += 1
+        self._describe(infos(session))
+        cost = {**row.cost, "step": time.perf_counter() - began, "waited": self._waited}
+        self._waited = self._writer.append(_with_cost(row, cost))
+
+    def _describe(self, found: Iterable[ParameterInfo]) -> None:
+        for info in found:
+            if info.name not in self._infos:
+                self._writer.add_parameter(info)
+            elif self._infos[info.name] != info:
+                self._writer.update_parameter(info)
+            self._infos[info.name] = info
+
+    def probe(
+        self,
+        name: str,
+        batches: Iterable[Any],
+        loss_fn: Callable[[Any, Any], Tensor],
+        *,
+        groups: Any = None,
+        inputs: Callable[[Any], Any] | None = None,
+        training: bool = False,
+    ) -> None:
+        """Measures a fixed set of batches at the present weights and stores it under `name`, at the present step.
+
+        Gradients are of the mean loss over all samples of the set (each batch's mean loss weighted by its size). The
+        model's gradients, buffers, mode and random state are left alone.
+
+        inputs: what the model is called with for a batch; by default its first entry when it is a tuple or list.
+        loss_fn: `loss_fn(output, batch)`, a mean over the batch's samples. groups: `groups(batch)` gives the labels of
+        one batch, or labels of the whole set in order. training: the mode the model is run in, stored.
+        """
+        self._check_open()
+        memory = self._probe_memories.setdefault(name, Memory())
+        session, n_samples = measure_batches(
+            self._model, batches, loss_fn, groups=groups, inputs=inputs, training=training,
+            patterns=self._patterns, settings=self._settings, memory=memory, adapters=self._adapters,
+        )  # fmt: skip
+        row = step_row(session, step=self._next, keep=self._keep, loss_scale=float(n_samples))
+        memory.steps += 1
+        self._describe(i for i in infos(session) if i.name not in self._infos)
+        self._writer.update_attrs({f"probe/{name}": {"training": training, "samples": n_samples}})
+        self._writer.append(row, stream=f"probe/{name}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GradtraceError("This recorder is closed; open another with gradtrace.record(model, path).")
+        if self._running:
+            raise CaptureError(
+                "A step is already being recorded: a step cannot hold another, nor a probe. For gradient accumulation use "
+                "`step.batch(groups=...)` inside one step."
+            )
+
+
+def _with_cost(row: StepRow, cost: Mapping[str, float]) -> StepRow:
+    from dataclasses import replace
+
+    return replace(row, cost=dict(cost))
