@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,10 +62,15 @@ class Problem:
         """The mean loss over the samples."""
         return self.per_sample(output).mean() if self.loss is None else self.loss(output)
 
-    def alone(self, sample: int) -> Problem:
-        """The same problem with a batch of one sample."""
-        inputs = _pick(self.inputs, sample, self.input_dim)
-        return replace(self, inputs=inputs, per_sample=replace(self.per_sample, samples=(sample,)))
+    def of(self, samples: Sequence[int]) -> Problem:
+        """The same problem with only some of the samples, for cases that permit a `loop`."""
+        index = torch.tensor(samples)
+        labels = {
+            name: given[index] if isinstance(given, Tensor) else [given[n] for n in samples]
+            for name, given in self.labels.items()
+        }
+        inputs = _pick(self.inputs, index, self.input_dim)
+        return replace(self, inputs=inputs, labels=labels, per_sample=replace(self.per_sample, samples=tuple(samples)))
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,10 @@ class Case:
     loop: bool = True
     ungrouped: tuple[str, ...] = ()
 
-    def build(self, dtype: torch.dtype = torch.float64) -> Problem:
-        """A fresh problem; the global random state is left alone."""
+    def build(self, dtype: torch.dtype = torch.float64, *, draw: int = 0) -> Problem:
+        """A fresh problem; the global random state is left alone. `draw` numbers other weights and data."""
         with torch.random.fork_rng(devices=[]), default_dtype(dtype):
-            torch.manual_seed(zlib.crc32(self.name.encode()))
+            torch.manual_seed(zlib.crc32(self.name.encode()) + draw)
             return self.make()
 
     def __str__(self) -> str:
@@ -122,14 +127,14 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs.args, **inputs.kwargs)
 
 
-def _pick(inputs: Any, sample: int, dim: int) -> Any:
+def _pick(inputs: Any, samples: Tensor, dim: int) -> Any:
     if isinstance(inputs, Tensor):
-        return inputs.narrow(dim, sample, 1)
+        return inputs.index_select(dim, samples)
     if isinstance(inputs, tuple):
-        return tuple(_pick(value, sample, dim) for value in inputs)
+        return tuple(_pick(value, samples, dim) for value in inputs)
     if isinstance(inputs, Mapping):
-        return {key: _pick(value, sample, dim) for key, value in inputs.items()}
-    return type(inputs)(_pick(inputs.args, sample, dim), _pick(inputs.kwargs, sample, dim))
+        return {key: _pick(value, samples, dim) for key, value in inputs.items()}
+    return type(inputs)(_pick(inputs.args, samples, dim), _pick(inputs.kwargs, samples, dim))
 
 
 class Apply(nn.Module):

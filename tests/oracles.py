@@ -47,7 +47,7 @@ def sample_loop_gradients(case: Case, dtype: torch.dtype) -> Gradients:
     """The same, summed over batches of one sample."""
     singles = []
     for sample in range(SAMPLES):
-        problem = case.build(dtype).alone(sample)
+        problem = case.build(dtype).of([sample])
         (problem.per_sample(forward(problem)).sum() / SAMPLES).backward()
         singles.append(_gradients(problem.model))
     zeros = {name: torch.zeros_like(g) for single in singles for name, g in single.items()}

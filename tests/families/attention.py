@@ -232,3 +232,48 @@ def table_by_indexing() -> Problem:
     return Problem(
         Apply(lambda m, t: m.head(m.table[t]), table=parameter(WORDS, 6), head=nn.Linear(6, OUTPUT)), words()
     )
+
+
+@case()
+def position_table_sliced() -> Problem:
+    """A table longer than the sequence."""
+    model = Apply(
+        lambda m, x: m.head(x + m.table[:, : x.shape[1]]), table=parameter(1, 19, WIDTH), head=nn.Linear(WIDTH, 3)
+    )
+    return Problem(model, states())
+
+
+@case()
+def mask_token() -> Problem:
+    """Masked positions take one learned value."""
+
+    def forward(m: Apply, x: Tensor, hidden: Tensor) -> Tensor:
+        return m.head(torch.where(hidden[..., None], m.token, m.embed(x)).sin())
+
+    parts = {"token": parameter(WIDTH), "embed": nn.Linear(WIDTH, WIDTH), "head": nn.Linear(WIDTH, OUTPUT)}
+    return Problem(Apply(forward, **parts), (states(), torch.rand(SAMPLES, TIME) < 0.4))
+
+
+@case(opaque=True)
+def mask_token_assigned() -> Problem:
+    """The same by an assignment to an index, which returns nothing that could be watched."""
+
+    def forward(m: Apply, x: Tensor, hidden: Tensor) -> Tensor:
+        x = m.embed(x)
+        x[hidden] = m.token
+        return m.head(x)
+
+    parts = {"token": parameter(WIDTH), "embed": nn.Linear(WIDTH, WIDTH), "head": nn.Linear(WIDTH, OUTPUT)}
+    return Problem(Apply(forward, **parts), (states(), torch.rand(SAMPLES, TIME) < 0.4))
+
+
+@case(coupled=True, opaque=True)
+def image_and_text() -> Problem:
+    """Every image against every text: the texts' rows are everybody's."""
+
+    def forward(m: Apply, image: Tensor, text: Tensor) -> Tensor:
+        return 3 * F.normalize(m.image(image), dim=1) @ F.normalize(m.text(text), dim=1).t()
+
+    model = Apply(forward, image=nn.Linear(11, WIDTH), text=nn.Linear(13, WIDTH))
+    inputs = (torch.randn(SAMPLES, 11), torch.randn(SAMPLES, 13))
+    return Problem(model, inputs, options={"sample_dim": 0})

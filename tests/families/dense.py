@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.case import FEATURES, HIDDEN, OUTPUT, SAMPLES, TIME, Apply, Problem, case
+from tests.case import FEATURES, HIDDEN, OUTPUT, SAMPLES, TIME, Apply, Problem, SquaredError, case
 
 
 def mlp() -> nn.Sequential:
@@ -240,3 +240,55 @@ def tall_batch_of_rows() -> Problem:
 def wide_layer() -> Problem:
     """Far fewer rows than columns."""
     return Problem(nn.Sequential(nn.Linear(101, 83), nn.Tanh(), nn.Linear(83, OUTPUT)), torch.randn(SAMPLES, 101))
+
+
+@case()
+def product_of_two_parameters() -> Problem:
+    """One call with data and two parameters, and a weight that is a product of two."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        return torch.tanh(torch.einsum("ni,ij,jk->nk", x, m.a, m.b)) @ (m.c @ m.d)
+
+    parts = {"a": parameter(FEATURES, 2), "b": parameter(2, HIDDEN), "c": parameter(HIDDEN, 2), "d": parameter(2, 3)}
+    return Problem(Apply(forward, **parts), vectors())
+
+
+@case()
+def prototypes() -> Problem:
+    """Distances to learned points: an op that is no product."""
+    model = Apply(lambda m, x: torch.cdist(m.body(x), m.points), body=nn.Linear(FEATURES, 2), points=parameter(5, 2))
+    return Problem(model, vectors())
+
+
+@case()
+def weights_by_index() -> Problem:
+    """Every sample looks up a weight matrix of its own."""
+
+    def forward(m: Apply, x: Tensor, which: Tensor) -> Tensor:
+        return torch.einsum("ni,nio->no", x, m.weights[which]) / m.temperature.exp()
+
+    parts = {"weights": parameter(3, FEATURES, OUTPUT), "temperature": nn.Parameter(torch.tensor(0.3))}
+    return Problem(Apply(forward, **parts), (vectors(), torch.tensor([0, 2, 2, 1, 0, 1, 2])))
+
+
+@case()
+def samples_last() -> Problem:
+    """The sample axis is the output's last."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        return (m.last @ torch.tanh(m.first(x)).transpose(1, 2)).permute(1, 2, 0)
+
+    parts = {"first": nn.Linear(FEATURES, HIDDEN), "last": parameter(OUTPUT, HIDDEN)}
+    return Problem(Apply(forward, **parts), sequences(), SquaredError(-1), options={"sample_dim": -1})
+
+
+@case()
+def stopped_gradient() -> Problem:
+    """A branch whose gradient is stopped, and a layer that only it uses."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        hidden = m.first(x)
+        return m.last(torch.tanh(hidden) * torch.sigmoid(m.gate(x)).detach() + hidden.detach())
+
+    parts = {"first": nn.Linear(FEATURES, HIDDEN), "gate": nn.Linear(FEATURES, HIDDEN)}
+    return Problem(Apply(forward, **parts, last=nn.Linear(HIDDEN, OUTPUT)), vectors())

@@ -144,6 +144,51 @@ def siamese() -> Problem:
     return Problem(Apply(forward, body=small_mlp()), (vectors(), vectors()))
 
 
+@case()
+def chunked_batch() -> Problem:
+    """The batch in pieces, the last one smaller: no call sees all samples."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        return m.head(torch.cat([m.body(piece) for piece in x.split(3)]))
+
+    return Problem(Apply(forward, body=small_mlp(), head=nn.Linear(OUTPUT, 2)), sequences())
+
+
+@case()
+def repeated_samples() -> Problem:
+    """Three noisy copies of every sample, whose outputs are averaged."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        copies = x.repeat_interleave(3, dim=0) + m.offsets.repeat(len(x), 1)
+        return m.body(copies).view(-1, 3, OUTPUT).mean(1)
+
+    return Problem(Apply(forward, body=small_mlp(), offsets=torch.randn(3, FEATURES)), vectors())
+
+
+@case()
+def dynamic_convolution() -> Problem:
+    """A kernel per sample, mixed from shared ones; samples become groups of channels."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        n, channels, length = x.shape
+        share = torch.softmax(m.router(x.mean(2)), dim=1)
+        kernels = (share @ m.kernels).view(n * OUTPUT, channels, 3)
+        return F.conv1d(x.reshape(1, n * channels, length), kernels, groups=n).view(n, OUTPUT, -1)
+
+    parts = {"router": nn.Linear(2, 5), "kernels": parameter(5, OUTPUT * 2 * 3)}
+    return Problem(Apply(forward, **parts), torch.randn(SAMPLES, 2, 11))
+
+
+@case(opaque=True)
+def mapped_over_samples() -> Problem:
+    """A layer under torch.vmap: the calls inside see one sample of no batch."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        return m.head(torch.vmap(lambda one: torch.tanh(one @ m.weight))(x))
+
+    return Problem(Apply(forward, weight=parameter(FEATURES, HIDDEN), head=nn.Linear(HIDDEN, OUTPUT)), sequences())
+
+
 # Checkpoints and custom functions
 
 
@@ -208,6 +253,38 @@ def custom_activation() -> Problem:
         return m.last(Swish.apply(m.first(x)))
 
     return Problem(Apply(forward, first=nn.Linear(FEATURES, HIDDEN), last=nn.Linear(HIDDEN, OUTPUT)), sequences())
+
+
+@case(opaque=True)
+def deep_equilibrium() -> Problem:
+    """A fixed point, whose adjoint is solved for by running the layer again inside the backward pass."""
+
+    def forward(m: Apply, x: Tensor) -> Tensor:
+        def layer(z: Tensor) -> Tensor:
+            return torch.tanh(m.inner(z) + m.outer(x))
+
+        with torch.no_grad():
+            z = x.new_zeros(len(x), HIDDEN)
+            for _ in range(60):
+                z = layer(z)
+        z = layer(z)
+        if torch.is_grad_enabled():
+            start = z.detach().requires_grad_()
+            again = layer(start)
+
+            def solve(adjoint: Tensor) -> Tensor:
+                found = adjoint
+                for _ in range(60):
+                    found = torch.autograd.grad(again, start, found, retain_graph=True)[0] + adjoint
+                return found
+
+            z.register_hook(solve)
+        return m.head(z)
+
+    inner = nn.Linear(HIDDEN, HIDDEN)
+    nn.init.uniform_(inner.weight, -0.1, 0.1)
+    parts = {"inner": inner, "outer": nn.Linear(FEATURES, HIDDEN), "head": nn.Linear(HIDDEN, OUTPUT)}
+    return Problem(Apply(forward, **parts), vectors())
 
 
 # Weights that are not parameters
