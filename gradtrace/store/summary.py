@@ -13,6 +13,8 @@ from gradtrace.store.rows import Status
 from gradtrace.store.schema import OWNER_RESIDUAL, RESIDUAL, status_variable
 from gradtrace.store.stream import Stream
 
+WHOLE_STEP = "step"
+
 
 def parameter_rows(run: Run, stream: Stream) -> list[dict[str, Any]]:
     """One row per parameter: its shape, how it was measured, and how often."""
@@ -47,25 +49,50 @@ def status_counts(run: Run, stream: Stream) -> dict[str, dict[str, int]]:
     return {kind: dict(sorted(counter.items())) for kind, counter in total.items()}
 
 
-def worst_audits(stream: Stream) -> dict[str, dict[str, Any]]:
-    """`residual` and `owner_residual`: their largest value, with the parameter and step where it stands."""
+def worst_audits(run: Run, stream: Stream) -> dict[str, dict[str, Any]]:
+    """`residual` and `owner_residual`: the largest value, where it stands, and how often the tolerance was exceeded."""
     worst: dict[str, dict[str, Any]] = {}
     for audit in (RESIDUAL, OWNER_RESIDUAL):
+        above = 0
         for names, values in stream.over_parameters(audit):
             if np.isnan(values).all():
                 continue
+            allowed = np.array([_tolerance(run, name) for name in names])
+            above += int((values > allowed).sum())
             step, position = np.unravel_index(np.nanargmax(values), values.shape)
             value = float(str(values[step, position]))
             if audit not in worst or value > worst[audit]["value"]:
                 worst[audit] = {"value": value, "parameter": names[position], "step": int(stream.steps[step])}
+                worst[audit]["tolerance"] = _stated(allowed[position])
+        if audit in worst:
+            worst[audit]["times above tolerance"] = above
     return worst
 
 
+def _stated(value: float) -> float | None:
+    """The tolerance, or None where none was stated."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _tolerance(run: Run, name: str) -> float:
+    """The stated tolerance of a parameter's audits; NaN, which nothing exceeds, where none was stated."""
+    stated = run.parameters[name].attrs.get("tolerance")
+    return float(stated) if isinstance(stated, int | float) else float("nan")
+
+
 def cost_summary(stream: Stream) -> dict[str, float]:
-    """Part of the work -> seconds over all steps, and their sum as `total`."""
+    """Seconds over all recorded steps: each part of tracing, their sum, and what share of the steps' time that is.
+
+    A part called `step` is the time of the whole step, training included.
+    """
     seconds = np.nansum(stream.per_step("cost"), axis=0)
     parts = dict(zip(stream.cost_parts, map(float, seconds), strict=True))
-    return {**parts, "total": float(sum(parts.values()))} if parts else {}
+    whole = parts.pop(WHOLE_STEP, 0.0)
+    if not parts:
+        return {}
+    tracing = float(sum(parts.values()))
+    share = {"recorded steps": whole, "tracing / recorded steps": tracing / whole} if whole else {}
+    return {**parts, "tracing": tracing, **share}
 
 
 def run_summary(run: Run) -> dict[str, Any]:
@@ -87,7 +114,7 @@ def run_summary(run: Run) -> dict[str, Any]:
         },
         "measured by rung": dict(rungs),
         "not grouped": _reasons(run),
-        "worst audits": worst_audits(stream),
+        "worst audits": worst_audits(run, stream),
         "status": status_counts(run, stream),
         "cost in seconds": cost_summary(stream),
     }

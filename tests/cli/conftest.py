@@ -37,7 +37,7 @@ def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = {"torch": "2.13.0", "seed": 7, "dtype": "float32"}
     with RunWriter(path, attrs=about, kinds=KINDS, keep=64, parameters=[*infos(NAMES), unseen]) as writer:
         for step in range(0, 40, 2):
-            writer.append(step_row(step, NAMES, cost={"reduce": 0.5, "decompose": 0.25}))
+            writer.append(step_row(step, NAMES, cost={"reduce": 0.5, "decompose": 0.25, "step": 2.0}))
         broken = {"head.weight": unmeasurable_row()}
         writer.append(StepRow(40, ("all", "diagnosis=SZ"), np.array([4, 0]), broken, epoch=4.0))
         writer.append(step_row(7, NAMES[:1], groups=("all",)), stream="probe/val")

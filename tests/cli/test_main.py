@@ -96,7 +96,7 @@ def test_a_real_interrupt_exits_with_130(run_path: Path) -> None:
 
 def test_a_reader_that_leaves_early_is_no_error_worth_words(run_path: Path) -> None:
     code = "from gradtrace.cli import main\nmain()"
-    command = [sys.executable, "-c", code, "query", str(run_path), "--csv"]
+    command = [sys.executable, "-c", code, "query", str(run_path), "[eh]*", "--csv"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stderr is not None
@@ -153,11 +153,23 @@ def test_info_tells_what_was_run_and_what_it_cost(cli: Cli, run_path: Path) -> N
     assert summary["recorded"]["rows of probe/val"] == 1
     assert summary["measured by rung"] == {"factored": 3, "ungrouped": 1}
     assert summary["not grouped"] == {"frozen": "the op is opaque"}
-    assert summary["worst audits"]["residual"] == {"value": 0.5, "parameter": "head.weight", "step": 40}
+    assert summary["worst audits"]["residual"] == {
+        "value": 0.5,
+        "parameter": "head.weight",
+        "step": 40,
+        "tolerance": 0.01,
+        "times above tolerance": 1,
+    }
     assert "owner_residual" not in summary["worst audits"]
     assert summary["status"]["gradient"]["measured"] == 20 * 3 * 3
     assert summary["status"]["gradient"]["not finite"] == 1
-    assert summary["cost in seconds"] == {"reduce": 10.0, "decompose": 5.0, "total": 15.0}
+    assert summary["cost in seconds"] == {
+        "reduce": 10.0,
+        "decompose": 5.0,
+        "tracing": 15.0,
+        "recorded steps": 40.0,
+        "tracing / recorded steps": 0.375,
+    }
     shown = cli("info", run_path).stdout
     assert "residual.parameter" in shown
     assert "head.weight" in shown
