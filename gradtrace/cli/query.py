@@ -65,7 +65,6 @@ def command(
     gradtrace query run.zarr --metric effective_rank --group 'diagnosis=*'
     gradtrace query run.zarr --metric cosine --json
     """
-    from gradtrace.store.query import records
     from gradtrace.store.reader import open_run
     from gradtrace.store.selection import Query, select
 
@@ -78,11 +77,18 @@ def command(
     opened = open_run(run)
     selected = select(opened, Query(patterns=_names(patterns), last_step_only=last, **asked))
     _explain(opened, selected, last)
-    columns = _columns(selected, wide=output.for_people)
-    found = records(selected) if selected.empty is None else iter(())
-    if not output.write(columns, _wide(found) if output.for_people else _long(found, selected)):
+    if not _write(output, selected):
         note(f"Nothing matched{f': no {selected.empty} is selected' if selected.empty else ''}.")
         ctx.exit(NOTHING_MATCHED)
+
+
+def _write(output: Output, selected: Selected) -> int:
+    """The number of rows written: side by side for people, one value a row for programs."""
+    from gradtrace.store.query import records
+
+    found = records(selected) if selected.empty is None else iter(())
+    rows = _wide(found) if output.for_people else _long(found, selected)
+    return output.write(_columns(selected, wide=output.for_people), rows)
 
 
 def _names(patterns: Sequence[str]) -> list[str]:
