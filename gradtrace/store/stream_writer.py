@@ -95,7 +95,8 @@ class StreamWriter:
         for member in self._classes.values():
             present = {name: row for name, row in rows.items() if self._home[name] is member}
             if present:
-                member.place(index, present, groups=groups, count=count)
+                with np.errstate(over="ignore"):  # what is beyond float32 (a condition number) is stored as infinity
+                    member.place(index, present, groups=groups, count=count)
             member.grow(count)
 
     def _house(self, rows: Mapping[str, ParameterRow]) -> None:

@@ -167,6 +167,18 @@ def test_parameters_named_like_variables_of_the_root_have_nodes(new_writer: Make
         assert run.parameter(name)["gradient"].shape == (1, 3, 5)
 
 
+def test_values_beyond_float32_become_infinity_and_recording_goes_on(new_writer: Make) -> None:
+    row = parameter_row(0, groups=1, dtype="float64")
+    row.metrics["gradient"]["condition"][:] = 1e60
+    row.inner_product[:] = 1e80
+    row.spectra["gradient"][:, 0] = 1e40
+    with new_writer(["w"]) as writer:
+        writer.append(StepRow(0, ("all",), np.array([2]), {"w": row}))
+    stream = open_run(writer.path).stream()
+    for variable in ("condition", "inner_product", "gradient"):
+        assert np.isinf(stream.read("w", variable).ravel()[0])
+
+
 def test_float64_and_unusual_attributes_are_stored_as_plain_json(new_writer: Make, tmp_path: Path) -> None:
     info = ParameterInfo("w", (3, 3), {"tolerance": np.float32(0.5), "shape": (1, 2), "worst": float("nan"), "n": None})
     with new_writer(parameters=[info], attrs={"numpy": np.int64(3)}) as writer:
