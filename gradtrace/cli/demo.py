@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gradtrace.demo.run import Outcome, Task
     from gradtrace.demo.words import Row
 
-EPOCHS, QUICK = 50, 8
+EPOCHS, QUICK = 40, 8
 NETWORKS = ("recurrent", "attention", "feed-forward")
 
 
@@ -74,10 +74,10 @@ def _load(data: str, seed: int) -> Recordings:
 def _train(plan: Sequence[Task], folder: Path, *, epochs: int, seed: int) -> list[Outcome]:
     from gradtrace.cli.bars import training_bar
     from gradtrace.demo.folder import store
-    from gradtrace.demo.run import steps_in, train
+    from gradtrace.demo.run import one_thread, steps_in, train
 
     outcomes = []
-    with training_bar() as bar:
+    with training_bar() as bar, one_thread():
         lines = {
             task.name: bar.add_task(task.name, total=steps_in(task, epochs), loss="", start=False) for task in plan
         }
@@ -108,14 +108,19 @@ def _report(recordings: Recordings, outcomes: Sequence[Outcome], folder: Path) -
     matrices = sum(len(found[main]) for found, _ in read.values())
     _paragraph(words.closing(recordings.caveat, matrices=matrices, grouping=main))
     show.draw([panel for _, panel in read.values()], folder / PICTURE, title=recordings.title)
-    _next(folder, outcomes)
+    _next(folder, outcomes, main)
 
 
-def _next(folder: Path, outcomes: Sequence[Outcome]) -> None:
+def _next(folder: Path, outcomes: Sequence[Outcome], grouping: str) -> None:
     from gradtrace.demo.folder import PICTURE
 
-    stores = ", ".join(str(outcome.store) for outcome in outcomes)
-    click.echo(f"Wrote {stores} and {folder / PICTURE}. Next:\n  gradtrace info {outcomes[0].store}", err=True)
+    stores = "".join(f"  {outcome.store}\n" for outcome in outcomes)
+    one = outcomes[1].store
+    click.echo(
+        f"Wrote\n{stores}  {folder / PICTURE}\nNext:\n  gradtrace info {one}\n"
+        f"  gradtrace query {one} '*.weight' --kind gradient --metric effective_rank --group '{grouping}=*'",
+        err=True,
+    )
 
 
 def _table(title: str, header: Row, sections: Mapping[str, Sequence[Row]]) -> None:

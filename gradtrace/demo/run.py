@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def steps_in(task: Task, epochs: int) -> int:
     return epochs * sum(
         1 for _ in balanced_batches(task.train.windows, per_cell=PER_CELL, rng=np.random.default_rng(0))
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: these tensors are tiny, and on a busy machine several threads wait for each other (25x)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(task: Task, store: Path, *, epochs: int, seed: int, tick: Callable[[float], None]) -> Outcome:

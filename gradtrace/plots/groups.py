@@ -146,5 +146,5 @@ def _scale(figure: Figure, image: Any, axis: Axes, panel: Panel, limit: float) -
     first, second = panel.groups
     times = [each for each in (0.1, 0.2, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 5, 10) if abs(np.log2(each)) <= limit]
     bar = figure.colorbar(image, ax=axis, ticks=np.log2(times), label=f"{second} ÷ {first}")
-    bar.ax.set_yticklabels([f"{each:.2g}×" for each in times])
+    bar.ax.set_yticklabels([f"{each:g}×" for each in times])
     bar.outline.set_visible(False)

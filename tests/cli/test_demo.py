@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,15 @@ def test_the_words_say_what_was_found_and_what_was_not(digits: tuple[Path, Resul
     assert "leading singular values" in text
 
 
-def test_the_next_command_is_on_stderr_and_names_a_store(digits: tuple[Path, Result]) -> None:
+def test_the_next_commands_are_on_stderr_and_work(digits: tuple[Path, Result]) -> None:
     folder, result = digits
-    assert f"gradtrace info {folder / 'recurrent.zarr'}" in result.stderr
     assert "Next:" not in result.stdout
+    commands = [line.strip() for line in result.stderr.partition("Next:")[2].splitlines() if line.strip()]
+    assert commands[0] == f"gradtrace info {folder / 'attention.zarr'}"
+    for line in commands:
+        done = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert done.exit_code == 0, line
+        assert done.stdout
 
 
 def test_tracing_leaves_the_demos_training_alone(tmp_path: Path) -> None:
