@@ -98,16 +98,16 @@ def _report(recordings: Recordings, outcomes: Sequence[Outcome], folder: Path) -
 
     pairs = show.groupings(recordings.windows.labels)
     read = {outcome.name: show.read(outcome.store, pairs) for outcome in outcomes}
+    sections = {name: words.table(reading.found) for name, reading in read.items()}
     _table("Training", words.TRAINED, {"": words.trained(outcomes)})
-    _table("Where the groups' gradients part", words.HEADER, {n: words.table(found) for n, (found, _) in read.items()})
-    some = next(iter(read.values()))[0]
-    _paragraph(words.legend(some))
-    for name, (found, _) in read.items():
-        _paragraph(words.describe(name, found))
+    _table("Where the groups' gradients part", words.HEADER, sections)
+    _paragraph(words.legend(read[NETWORKS[0]].found))
+    for name, reading in read.items():
+        _paragraph(words.describe(name, reading.found, reading.held))
     main = next(iter(pairs))
-    matrices = sum(len(found[main]) for found, _ in read.values())
+    matrices = sum(len(reading.found[main]) for reading in read.values())
     _paragraph(words.closing(recordings.caveat, matrices=matrices, grouping=main))
-    show.draw([panel for _, panel in read.values()], folder / PICTURE, title=recordings.title)
+    show.draw([reading.panel for reading in read.values()], folder / PICTURE, title=recordings.title)
     _next(folder, outcomes, main)
 
 

@@ -53,7 +53,7 @@ def legend(found: Mapping[str, Mapping[str, Contrast]]) -> str:
     (first, one), (second, other) = ((name, next(iter(each.values()))) for name, each in found.items())
     (a, b), (c, d) = map(label, one.groups), map(label, other.groups)
     return (
-        f"Left of each bar {first}: {b} over {a}. Right of it {second}: {d} over {c}, the same windows split another "
+        f"Left of each bar {first}: {b} over {a}. Right of it {second}: {d} over {c}, the same samples split another "
         "way, as a yardstick. Medians over all steps, of each group's own mean gradient. gap: how far the "
         f"{LEADING} leading singular values are apart, in doublings (root mean square). size: their ratio (geometric "
         "mean). rank: the ratio of the effective ranks. cosine: between the two gradients. Shown are, per network, the "
@@ -61,8 +61,11 @@ def legend(found: Mapping[str, Mapping[str, Contrast]]) -> str:
     )
 
 
-def describe(network: str, found: Mapping[str, Mapping[str, Contrast]]) -> str:
-    """A paragraph on where, and how steadily, the groups' spectra part in one network."""
+def describe(network: str, found: Mapping[str, Mapping[str, Contrast]], held: Contrast) -> str:
+    """A paragraph on where, and how steadily, the groups' spectra part in one network.
+
+    held: the same groups among the held-out people, in the parameter of the widest gap.
+    """
     (first, contrasts), (second, yardsticks) = found.items()
     top = widest(contrasts)[0]
     beside = yardsticks[top.parameter]
@@ -72,7 +75,9 @@ def describe(network: str, found: Mapping[str, Mapping[str, Contrast]]) -> str:
             f"{network}: by {first}, the spectra part most in {top.parameter}.",
             _larger(top),
             _course(top),
-            f"Split by {second}, the same windows give {_plain(beside)}.",
+            f"Among the held-out people, at constant weights after each epoch, it is "
+            f"{median(_towards_more(top, held.ratio)):.2f}.",
+            f"Split by {second}, the same samples give {_plain(beside)}.",
             f"The gradients of the groups have cosine {top.cosine:.2f} by {first}, {beside.cosine:.2f} by {second}.",
             f"The gap by {first} is the wider one in {wider} of {len(contrasts)} matrices.",
         )

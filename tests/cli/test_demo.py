@@ -144,6 +144,7 @@ def test_the_real_recordings_go_all_the_way_and_replace_a_former_demo(tmp_path: 
     text = " ".join(result.stdout.split())
     assert "recurrent: by cohort, the spectra part most in" in text
     assert "differ in scanner, sequence, TR" in text
-    assert "Split by half, the same windows give" in text
+    assert "Split by half, the same samples give" in text
+    assert "Among the held-out people" in text
     run = gt.open_run(tmp_path / "out" / "attention.zarr")
     assert {"cohort=gw", "cohort=hcp", "half=first", "half=second"} < set(run.groups)

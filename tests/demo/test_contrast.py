@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from gradtrace.demo import words
 from gradtrace.demo.contrast import LEADING, contrast, contrasts, mean_spectra, widest
@@ -70,14 +71,27 @@ def test_the_table_sets_the_cohorts_beside_the_yardstick() -> None:
     assert len(top) == len(words.HEADER)
 
 
+def describe(made: xr.DataTree, held: float = 1.0) -> str:
+    """The words on a tree whose held-out people have their own factor."""
+    found = contrasts(made, PAIRS)
+    top = widest(found["cohort"])[0].parameter
+    return words.describe("recurrent", found, contrast(top, tree({top: held})[top], PAIRS["cohort"]))
+
+
+def test_the_held_out_people_are_told_in_the_same_direction() -> None:
+    assert "Among the held-out people, at constant weights after each epoch, it is 2.00." in describe(
+        tree(FACTORS), held=0.5
+    )
+
+
 def test_the_larger_group_is_named_as_the_larger() -> None:
-    text = words.describe("recurrent", contrasts(tree(FACTORS), PAIRS))
+    text = describe(tree(FACTORS))
     assert "singular values of gw's mean gradient are 4.00 times hcp's" in text
     assert "the largest alone 4.00 times; its effective rank is 1.00 times hcp's" in text
     assert "larger in 100% of them" in text
     assert "hardly changes from the first third of training (4.00) to the last (4.00)" in text
     assert "The gap by cohort is the wider one in 2 of 2 matrices." in text
-    other = words.describe("recurrent", contrasts(tree({"first.weight": 3.0}), PAIRS))
+    other = describe(tree({"first.weight": 3.0}))
     assert "hcp's mean gradient are 3.00 times gw's" in other
 
 
@@ -89,9 +103,7 @@ def test_the_course_of_a_ratio_is_told(last: float, verb: str) -> None:
     node = made["first.weight"].to_dataset()
     node["gradient"][20:, GROUPS.index("cohort=hcp")] *= last / 4.0
     made["first.weight"] = node
-    assert f"ratio {verb} from the first third of training (4.00) to the last ({last:.2f})" in words.describe(
-        "recurrent", contrasts(made, PAIRS)
-    )
+    assert f"ratio {verb} from the first third of training (4.00) to the last ({last:.2f})" in describe(made)
 
 
 def test_the_closing_words_claim_nothing() -> None:
