@@ -75,7 +75,7 @@ def _of_module(name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield f"mode of {name}", module.training
     yield f"attributes of {name}", sorted(vars(module))
     for kind in HOOKS:
-        yield f"{kind} of {name}", list(getattr(module, kind))
+        yield f"{kind} of {name}", len(getattr(module, kind))
     for key, value in vars(module).items():
         if isinstance(value, int | float | str | bool | tuple):
             yield f"{name}.{key}", value

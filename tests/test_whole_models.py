@@ -16,6 +16,7 @@ from tests.models import BY_NAME, CASES
 from tests.oracles import SEED, Gradients, group_loss_gradients, group_row_gradients, memberships, spectrum, watch
 from tests.snapshot import Snapshot
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 RUNGS = {"factored", "local", "pulled back", "global", "ungrouped"}
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the whole gradient's largest singular value
