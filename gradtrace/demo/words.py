@@ -75,8 +75,7 @@ def describe(network: str, found: Mapping[str, Mapping[str, Contrast]], held: Co
             f"{network}: by {first}, the spectra part most in {top.parameter}.",
             _larger(top),
             _course(top),
-            f"Among the held-out people, at constant weights after each epoch, it is "
-            f"{median(_towards_more(top, held.ratio)):.2f}.",
+            _elsewhere(top, held),
             f"Split by {second}, the same samples give {_plain(beside)}.",
             f"The gradients of the groups have cosine {top.cosine:.2f} by {first}, {beside.cosine:.2f} by {second}.",
             f"The gap by {first} is the wider one in {wider} of {len(contrasts)} matrices.",
@@ -118,6 +117,12 @@ def _course(one: Contrast) -> str:
         change = np.log2(late / early)
         verb = "hardly changes" if abs(change) < 0.1 else "grows" if change > 0 else "shrinks"
     return f"Their ratio {verb} from the first third of training ({early:.2f}) to the last ({late:.2f})."
+
+
+def _elsewhere(one: Contrast, held: Contrast) -> str:
+    ratio = median(_towards_more(one, held.ratio))
+    turned = ", the other way round" if ratio < 1 else ""
+    return f"Among the held-out people, at constant weights after each epoch, it is {ratio:.2f}{turned}."
 
 
 def _plain(one: Contrast) -> str:

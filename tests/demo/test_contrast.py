@@ -78,10 +78,10 @@ def describe(made: xr.DataTree, held: float = 1.0) -> str:
     return words.describe("recurrent", found, contrast(top, tree({top: held})[top], PAIRS["cohort"]))
 
 
-def test_the_held_out_people_are_told_in_the_same_direction() -> None:
-    assert "Among the held-out people, at constant weights after each epoch, it is 2.00." in describe(
-        tree(FACTORS), held=0.5
-    )
+@pytest.mark.parametrize(("held", "says"), [(0.5, "it is 2.00."), (2.0, "it is 0.50, the other way round.")])
+def test_the_held_out_people_are_told_in_the_same_direction(held: float, says: str) -> None:
+    text = describe(tree(FACTORS), held=held)
+    assert f"Among the held-out people, at constant weights after each epoch, {says}" in text
 
 
 def test_the_larger_group_is_named_as_the_larger() -> None:
