@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from gradtrace.demo.data import Recordings
     from gradtrace.demo.run import Outcome, Task
     from gradtrace.demo.words import Row
@@ -78,18 +81,16 @@ def _train(plan: Sequence[Task], folder: Path, *, epochs: int, seed: int) -> lis
 
     outcomes = []
     with training_bar() as bar, one_thread():
-        lines = {
-            task.name: bar.add_task(task.name, total=steps_in(task, epochs), loss="", start=False) for task in plan
-        }
-        for task in plan:
-            line = lines[task.name]
+        lines = [bar.add_task(task.name, total=steps_in(task, epochs), loss="", start=False) for task in plan]
+        for task, line in zip(plan, lines, strict=True):
             bar.start_task(line)
-
-            def tick(loss: float, line: object = line) -> None:
-                bar.update(line, advance=1, loss=f"loss {loss:.3f}")  # type: ignore[arg-type]
-
+            tick = partial(_tick, bar, line)
             outcomes.append(train(task, store(folder, task.name), epochs=epochs, seed=seed, tick=tick))
     return outcomes
+
+
+def _tick(bar: Progress, line: TaskID, loss: float) -> None:
+    bar.update(line, advance=1, loss=f"loss {loss:.3f}")
 
 
 def _report(recordings: Recordings, outcomes: Sequence[Outcome], folder: Path) -> None:
