@@ -20,10 +20,10 @@ LAYERS = (
     "store",  # rows, and what becomes of them on disk: numpy and zarr
     *("selection", "untouched"),
     *("decompose", "factors", "accumulate", "groups"),  # what a gradient is made of, and whose
-    *("calls", "adapters", "values", "modules", "composite", "ops", "capture"),  # what a forward pass did
+    *("calls", "adapters", "values", "modules", "composite", "bypass", "ops", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey"),  # what a backward pass says about it
-    *("session", "summarise", "finish"),  # one step, and its row
-    *("graph", "graphing", "measure", "recorder"),  # what users call
+    *("session", "summarise", "finish", "standin"),  # one step, and its row
+    *("graph", "graphing", "probing", "measure", "recorder"),  # what users call
     "door",  # `import gradtrace`: the public names
     *("training", "plots", "demo", "cli"),
 )
@@ -55,7 +55,8 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             base = node.module.split(".")
             if base[0] == "gradtrace":
-                yield ".".join(base[1:]) or DOOR
+                names = {alias.name for alias in node.names}
+                yield from [".".join(base[1:]) or DOOR] if names != {"__version__"} else []
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name.split(".")[0] == "gradtrace"]
             yield from (name.removeprefix("gradtrace").removeprefix(".") or DOOR for name in names)
