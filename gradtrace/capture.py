@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode, resolve_name
 
 from gradtrace.adapters import Registry
+from gradtrace.bypass import NODE, Bypass
 from gradtrace.calls import OpCall, meta_like
 from gradtrace.composite import enterable, entered
 from gradtrace.modules import ModuleStack
@@ -25,11 +26,54 @@ from gradtrace.ops import Op, Operand, OpKey, Output
 from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, tensors_in
 
 _PLAIN = frozenset(
-    ["size", "dim", "ndimension", "stride", "numel", "nelement", "is_floating_point", "is_complex", "is_contiguous", "storage_offset", "data_ptr", "element_size", "item", "tolist", "numpy", "get_device", "_set_grad_enabled", "is_nonzero", "is_signed", "is_same_size", "__len__", "__format__", "__repr__", "__bool__", "__int__", "__float__", "__hash__", "__index__", "untyped_storage", "has_names", "retain_grad"]
+    [
+        "size",
+        "dim",
+        "ndimension",
+        "stride",
+        "numel",
+        "nelement",
+        "is_floating_point",
+        "is_complex",
+        "is_contiguous",
+        "storage_offset",
+        "data_ptr",
+        "element_size",
+        "item",
+        "tolist",
+        "numpy",
+        "get_device",
+        "_set_grad_enabled",
+        "is_nonzero",
+        "is_signed",
+        "is_same_size",
+        "__len__",
+        "__format__",
+        "__repr__",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__hash__",
+        "__index__",
+        "untyped_storage",
+        "has_names",
+        "retain_grad",
+    ]
 )
 _GETTERS_OF_TENSORS = frozenset(("T", "mT", "H", "mH", "data", "real", "imag"))
 _IN_PLACE_OPERATORS = frozenset(
-    ["__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__ipow__", "__iand__", "__ior__", "__ixor__"]
+    [
+        "__setitem__",
+        "__iadd__",
+        "__isub__",
+        "__imul__",
+        "__itruediv__",
+        "__ifloordiv__",
+        "__ipow__",
+        "__iand__",
+        "__ior__",
+        "__ixor__",
+    ]
 )
 
 
@@ -68,12 +112,15 @@ class Capture(TorchFunctionMode):
 
     def __init__(self, modules: ModuleStack, provenance: Provenance, adapters: Registry, listener: Listener) -> None:
         super().__init__()
+        self.bypass: Bypass | None = None
+        self.leaf_hooks: list[Any] = []  # the users' hooks on parameters: autograd calls them in any pass that ends there
         self._modules, self._provenance = modules, provenance
         self._adapters, self._listener = adapters, listener
         self._silent = False
         self._calls: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
         self._numbers = 0
         self._effective: set[tuple[Any, int]] = set()
+        self._recomputed: set[Any] = set()
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.batch_norms: list[Any] = []
         self.last_scalar: Tensor | None = None  # the loss, most likely, when a pass begins that nobody announced
@@ -82,11 +129,19 @@ class Capture(TorchFunctionMode):
     @contextmanager
     def silence(self) -> Iterator[None]:
         """Passes over the graph that are ours: nothing is captured and no hook of the user's fires."""
-        before, self._silent = self._silent, True
+        if self._silent:
+            yield
+            return
+        self._silent = True
+        held = [(hooks, dict(hooks)) for hooks in self.leaf_hooks]
+        for hooks, _ in held:
+            hooks.clear()
         try:
             yield
         finally:
-            self._silent = before
+            for hooks, saved in held:
+                hooks.update(saved)
+            self._silent = False
 
     @property
     def silent(self) -> bool:
@@ -97,6 +152,7 @@ class Capture(TorchFunctionMode):
         self.last_scalar = None
         self.produced.clear()
         self._effective.clear()
+        self._recomputed.clear()
         self.batch_norms.clear()
         self._calls.clear()
 
@@ -125,6 +181,8 @@ class Capture(TorchFunctionMode):
             return func(args[0], self._quiet(args[1] if len(args) > 1 else kwargs["hook"]))
         if torch._C._current_graph_task_id() != -1 and not _in_reentrant_recompute():
             return func(*args, **kwargs)
+        if self.bypass is not None:
+            return self.bypass.call(self._call, func, name, args, kwargs, self._provenance)
         return self._call(func, name, args, kwargs)
 
     def _getter(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -147,7 +205,7 @@ class Capture(TorchFunctionMode):
 
     def _entered_model(self, args: Any, kwargs: Any) -> None:
         for tensor in tensors_in((args, kwargs)):
-            if self._provenance[tensor].origin is Origin.UNKNOWN:
+            if self._provenance[tensor].origin in (Origin.UNKNOWN, Origin.CONSTANT):
                 self._provenance[tensor] = DATA
 
     # ------------------------------------------------------------------ calls
@@ -160,6 +218,8 @@ class Capture(TorchFunctionMode):
         if weights and meets and torch.is_grad_enabled():
             return self._op(func, name, args, kwargs, values)
         result = func(*args, **kwargs)
+        if not tensors and not self._modules.inside:
+            return result  # data may be made within the step; only what the model makes by itself is a constant
         if len(tensors) == 1:
             self._note(result, self._moved(name, tensors[0], result, args, kwargs))
         else:
@@ -268,10 +328,19 @@ class Capture(TorchFunctionMode):
 
     def _value(self, tensor: Tensor) -> Value:
         value = self._provenance[tensor]
+        if tensor.grad_fn is not None and tensor.grad_fn.name() == NODE:
+            self._watch_recompute(tensor.grad_fn)
         if value.origin is Origin.UNKNOWN and tensor.grad_fn is not None and not value.sources:
             value = Value(Origin.UNKNOWN, sources=self._sources_behind(tensor.grad_fn))
             self._provenance[tensor] = value
         return value
+
+    def _watch_recompute(self, node: Any) -> None:
+        """A reentrant checkpoint runs its part of the forward pass again, in the backward pass, where no mode is on."""
+        if node not in self._recomputed:
+            self._recomputed.add(node)
+            node.register_prehook(lambda grads: None if self._silent else _push_mode(self))
+            node.register_hook(lambda *_: None if self._silent else _pop_mode() and None)
 
     def _sources_behind(self, node: Any, most: int = 500) -> frozenset[int]:
         """The ops behind a tensor that an unseen call (a custom autograd function) made, by walking the graph."""
@@ -310,7 +379,7 @@ class Capture(TorchFunctionMode):
                 edge = get_gradient_edge(tensor)
                 if tensor.dim() == 0:
                     self.last_scalar = tensor
-                self.produced[edge.node, edge.output_nr] = Produced(
+                made = Produced(
                     edge,
                     meta_like(tensor),
                     self._modules.inside,
@@ -318,6 +387,7 @@ class Capture(TorchFunctionMode):
                     self._listener.context,
                     value.origin is Origin.PARAMETER,
                 )
+                self.produced.setdefault((edge.node, edge.output_nr), made)  # `out.float()` may hand `out` through
 
     def _mutated(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Value]) -> None:
         in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
@@ -387,7 +457,7 @@ def in_checkpoint() -> bool:
 
 def _in_reentrant_recompute() -> bool:
     node = torch._C._current_autograd_node()
-    return node is not None and node.name() == "CheckpointFunctionBackward"
+    return node is not None and node.name() == NODE
 
 
 def _detached(value: Any) -> Any:

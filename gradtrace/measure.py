@@ -19,12 +19,11 @@ from gradtrace.graphing import graph_of
 from gradtrace.inputs import Inputs
 from gradtrace.probing import ATTEMPTS
 from gradtrace.selection import checked_kinds, select
-from gradtrace.session import Session, Settings
+from gradtrace.session import Session, Settings, any_loss
 from gradtrace.standin import Standin
 from gradtrace.store.rows import KINDS
 from gradtrace.survey import Memory
 from gradtrace.untouched import attributes_kept, random_state_kept
-from gradtrace.values import tensors_in
 
 if TYPE_CHECKING:
     import xarray
@@ -80,20 +79,8 @@ def trace(
     buffers and the random state are left as they were. Every floating-point output counts as reaching the loss.
     """
     _, excluded = select(model, parameters)
-    session = _traced(model, inputs, groups, parameters, Settings(KINDS, sample_dim), adapters, _any_loss)
+    session = _traced(model, inputs, groups, parameters, Settings(KINDS, sample_dim), adapters, any_loss)
     return graph_of(session, excluded)
-
-
-def _any_loss(output: Any) -> Tensor:
-    """A scalar that every output reaches, with a gradient that is not constant."""
-    parts = [t for t in tensors_in(output) if t.requires_grad]
-    if not parts:
-        raise CaptureError("No output of the model requires a gradient: is it run under torch.no_grad(), or detached?")
-    return torch.stack([_real(t).double().square().sum() + _real(t).double().sum() for t in parts]).sum()
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _traced(
@@ -105,6 +92,7 @@ def _traced(
     adapters: Mapping[str, str] | Sequence[Adapter] | None,
     loss_fn: Callable[[Any], Tensor],
 ) -> Session:
+    select(model, parameters)
     memory, known = Memory(), registry(adapters)
     for _ in range(ATTEMPTS):
         before = len(memory.transparent)
@@ -121,13 +109,16 @@ def _traced(
 
 
 def _run(session: Session, standin: Standin, inputs: Inputs, loss_fn: Callable[[Any], Tensor]) -> None:
+    def step(model: nn.Module) -> None:
+        loss = loss_fn(model(*inputs.args, **inputs.kwargs))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise CaptureError(f"loss_fn must return a scalar tensor; it returned {shape}. Take its mean or sum.")
+        loss.backward()
+
     try:
         with session.watching():
-            loss = loss_fn(standin.run(inputs))
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise CaptureError(f"loss_fn must return a scalar tensor; it returned {shape}. Take its mean or sum.")
-            loss.backward()
+            standin.applied(step)
     finally:
         session.close()
 

@@ -16,6 +16,7 @@ class ModuleStack:
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
         self._running: list[str] = []
+        self.entries: list[tuple[nn.Module, str, Any, Any]] = []  # outermost calls: module, name, args, kwargs
         self.on_enter: Callable[[Any, Any], None] = lambda args, kwargs: None
 
     @property
@@ -33,7 +34,7 @@ class ModuleStack:
         """Follow the model's modules while the context lasts."""
         handles = [
             register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
+            register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
         ]
         try:
             yield self
@@ -41,6 +42,7 @@ class ModuleStack:
             for handle in handles:
                 handle.remove()
             self._running.clear()
+            self.entries.clear()
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         name = self._names.get(id(module))
@@ -49,6 +51,10 @@ class ModuleStack:
                 self.on_enter(args, None)
             self._running.append(name)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._running and id(module) in self._names:
-            self._running.pop()
+    def _leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        """Called with keyword arguments and output, or, when the forward pass raised, with the output alone."""
+        if not self._running or id(module) not in self._names:
+            return
+        name = self._running.pop()
+        if not self._running and len(rest) == 2:
+            self.entries.append((module, name, args, rest[0]))

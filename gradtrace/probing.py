@@ -83,13 +83,17 @@ def _settle(
 
 
 def _add(session: Session, standin: Standin, batch: Any, call: Any, loss_fn: Any, given: Any) -> int:
-    labels = Labels.read(given)
+    labels, arguments = Labels.read(given), Inputs.of(call(batch))
+
+    def step(model: nn.Module) -> int:
+        output = model(*arguments.args, **arguments.kwargs)
+        size = labels.n_samples if labels else _samples(output, session.settings.sample_dim)
+        (loss_fn(output, batch) * size).backward()
+        return size
+
     session.begin_batch(given)
     with torch.enable_grad(), session.watching():
-        output = standin.run(Inputs.of(call(batch)))
-        size = labels.n_samples if labels else _samples(output, session.settings.sample_dim)
-        loss = loss_fn(output, batch) * size
-        loss.backward()
+        size = int(standin.applied(step))
     session.close()
     return size
 

@@ -14,6 +14,10 @@ from gradtrace.store.rows import KINDS
 
 def select(model: nn.Module, patterns: str | Sequence[str] | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The traced parameters by qualified name (of tied ones the first), and the excluded ones with the reason."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"The model must be a torch.nn.Module, not {type(model).__name__}; wrap the function in one."
+        )
     named = dict(model.named_parameters())
     lazy = [name for name, p in named.items() if isinstance(p, UninitializedParameter)]
     if lazy:
@@ -44,7 +48,7 @@ def checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
     wanted = [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in wanted:
         if kind not in KINDS:
-            raise SelectionError(f"There is no kind {kind!r}. {nearest(kind, KINDS)}")
+            raise SelectionError(f"There is no kind {kind!r}; the kinds are {', '.join(KINDS)}.")
     if not wanted:
         raise SelectionError(f"kinds= is empty; choose from {', '.join(KINDS)}.")
     return tuple(kind for kind in KINDS if kind in wanted)

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call
 
 from gradtrace.accumulate import ParameterSum, matrix_shape, outer_in_place
 from gradtrace.adapters import Registry
+from gradtrace.bypass import Bypass, has_region
 from gradtrace.capture import Capture
 from gradtrace.contributions import Factored, Local, contributions, to_parameters
 from gradtrace.errors import CaptureError, GroupError
@@ -24,6 +26,7 @@ from gradtrace.ops import Op, Operand, OpKey
 from gradtrace.outlets import Outlet, outlets_of
 from gradtrace.pull import local, through_graph
 from gradtrace.survey import Memory, Probe, Slot, audit_owners, find_coupled, find_owners, settle
+from gradtrace.untouched import attributes_kept, hooks_quiet, random_state_kept
 from gradtrace.values import CONSTANT, Origin, Provenance, Value, tensors_in
 
 AUDIT_EVERY = 200  # recorded steps between two checks of who owns which row
@@ -90,11 +93,13 @@ class Session:
         self._announced = False  # a backward pass is under way whose loss is known
         self._accumulated = False
         self._owners: dict[Slot, Tensor] = {}
+        self._by_key: dict[tuple[OpKey, int], Tensor] = {}
         self._pending: list[Op] = []
         self._accepts: dict[int, bool] = {}
         self._effective: dict[tuple[Any, int], dict[int, Tensor]] = {}
         self._values: dict[tuple[Any, int], Operand] = {}
         self._before = {n: None if p.grad is None else p.grad.detach().clone() for n, p in parameters.items()}
+        self._model, self._adapters = model, adapters
         self._hooked = {n for n, p in parameters.items() if p._backward_hooks or _post_hooks(p)}
         self._modules = ModuleStack(model)
         provenance = Provenance()
@@ -104,6 +109,7 @@ class Session:
             if provenance[tensor].origin is Origin.UNKNOWN:
                 provenance[tensor] = CONSTANT
         self.capture = Capture(self._modules, provenance, adapters, self)
+        self.capture.leaf_hooks = [p._backward_hooks for p in parameters.values() if p._backward_hooks]
 
     # ------------------------------------------------------------------ watching
 
@@ -184,12 +190,17 @@ class Session:
         known = {(op.number, i): self._by_layout(op, i, n_samples) for op in ops for i in range(len(op.outputs))}
         self._owners.update({slot: owners for slot, owners in known.items() if owners is not None})
         unsettled = [op for op in ops if any(known[op.number, i] is None for i in range(len(op.outputs)))]
-        fresh = any(name not in self.memory.audited for op in ops for o in op.operands for name in o.value.parameters)
-        if self._needs_audit(fresh):
+        fresh = not self.memory.audited or any(
+            name not in self.memory.audited for op in ops for o in op.operands for name in o.value.parameters
+        )
+        audit = self._needs_audit(fresh)
+        if audit:
             unsettled = ops
-        if unsettled:
+        if (unsettled or audit) and any(has_region(o.edge.node) for o in outlets):
+            self._survey_shadow(batch)
+        elif unsettled:
             probe = Probe.draw(self.capture, outlets, n_samples, self.memory.generator)
-            self._survey(probe, unsettled, audit=self._needs_audit(fresh))
+            self._survey(probe, unsettled, audit=audit)
 
     def _needs_audit(self, fresh: bool) -> bool:
         return fresh or self.memory.steps % AUDIT_EVERY == 0
@@ -216,6 +227,32 @@ class Session:
             self.memory.coupled |= find_coupled(probe, ops, owners, self.memory)
             found = audit_owners(probe, ops, adjoints, owners, self.edges, self.memory)
             self._judge(found, ops)
+
+    def _survey_shadow(self, batch: Batch) -> None:
+        """The same survey on a second forward pass that passes reentrant checkpoints by; it touches nothing."""
+        shadow = Session(
+            self._model, self._stand_ins(), constants_of(self._model), self.settings, self.memory, self._adapters
+        )
+        shadow.context = Batch(batch.labels, batch.n_samples)
+        shadow.capture.bypass = Bypass()
+        entries = list(self._modules.entries)
+        buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
+        state = {**{n: p.detach() for n, p in self._model.named_parameters()}, **shadow.parameters, **buffers}
+        with random_state_kept(), attributes_kept(self._model), hooks_quiet(self._model), torch.enable_grad():
+            with shadow.watching():
+                outputs = [_rerun(state, *entry) for entry in entries]
+                root = any_loss(outputs)
+            with torch.no_grad(), shadow.capture.silence():
+                shadow._prepare(get_gradient_edge(root), None)
+        for op in shadow.seen:
+            for i in range(len(op.outputs)):
+                if (op.number, i) in shadow._owners:
+                    self._by_key[op.key, i] = shadow._owners[op.number, i]
+        self.owner_residuals |= shadow.owner_residuals
+        shadow.close()
+
+    def _stand_ins(self) -> dict[str, Tensor]:
+        return {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
 
     def _mixed(self, op: Op) -> None:
         """Rows fed by several samples: a value that all share, or samples that are coupled downstream."""
@@ -249,6 +286,10 @@ class Session:
         names = [name for name in self.parameters if self._is_global(name)]
         if not names:
             return
+        if any(has_region(o.edge.node) for o in outlets):
+            why = "reentrant checkpointing allows no pass per group; checkpoint with use_reentrant=False"
+            self.memory.ungrouped.update({name: f"{self.memory.opaque.get(name, 'coupled')}; {why}" for name in names})
+            return
         at_outlets = local(root, cotangent, [o.edge for o in outlets])
         live = [(o, c) for o, c in zip(outlets, at_outlets, strict=True) if c is not None]
         cells = sorted({int(c) for o, _ in live for c in o.context.of_sample[:-1].tolist()})
@@ -271,7 +312,7 @@ class Session:
             self._prepare_late()
         began = time.perf_counter()
         batch: Batch = op.context
-        owners = self._owners.get((op.number, output))
+        owners = self._owners_of(op, output, batch)
         if owners is None or batch.of_sample is None:
             owners = torch.full((1,) * grad.dim(), -1, dtype=torch.int64)
         cells = batch.of_sample if batch.of_sample is not None else torch.tensor([0])
@@ -280,6 +321,13 @@ class Session:
             if wanted:
                 self._take(op, output, part, cells.to(grad.device), wanted)
         self.cost["reduce"] += time.perf_counter() - began
+
+    def _owners_of(self, op: Op, output: int, batch: Batch) -> Tensor | None:
+        """As surveyed; for an op that only a recompute brought to light, as its layout or the shadow pass says."""
+        found = self._owners.get((op.number, output))
+        if found is None and batch.n_samples is not None:
+            found = self._by_layout(op, output, batch.n_samples)
+        return found if found is not None else self._by_key.get((op.key, output))
 
     def _in_training_pass(self) -> bool:
         """Whether the running pass accumulates gradients: not one that merely asks `torch.autograd.grad` something."""
@@ -460,6 +508,20 @@ def tolerance(parameter: torch.dtype, used: Iterable[torch.dtype]) -> float:
     kinds = [d for d in (parameter, *used) if d.is_floating_point or d.is_complex]
     coarsest = max(torch.finfo(d).eps for d in kinds)
     return (8 if coarsest > 1e-5 else 256) * coarsest
+
+
+def any_loss(outputs: Any) -> Tensor:
+    """A scalar that every output reaches, with a gradient that is not constant."""
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_in(outputs) if t.requires_grad]
+    if not parts:
+        raise CaptureError("No output of the model requires a gradient: is it run under torch.no_grad(), or detached?")
+    return torch.stack([t.double().square().sum() + t.double().sum() for t in parts]).sum()
+
+
+def _rerun(state: dict[str, Tensor], module: nn.Module, name: str, args: Any, kwargs: Any) -> Any:
+    prefix = f"{name}." if name else ""
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return functional_call(module, own, args, dict(kwargs))
 
 
 def constants_of(model: nn.Module) -> list[Tensor]:

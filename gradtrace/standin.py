@@ -1,15 +1,14 @@
-"""A model's stand-in: the same forward pass on substituted parameters and buffers, so that nothing of the user's changes."""
+"""A model's stand-in: it runs on substituted parameters and buffers, so that nothing of the user's changes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradtrace.adapters import Registry
-from gradtrace.inputs import Inputs
 from gradtrace.selection import select
 from gradtrace.session import Session, Settings, constants_of
 from gradtrace.survey import Memory
@@ -31,10 +30,22 @@ class Standin:
         constants = [*self._buffers.values(), *constants_of(self._model)]
         return Session(self._model, self.leaves, constants, settings, memory, adapters)
 
-    def run(self, inputs: Inputs) -> Any:
-        """The model's output."""
-        return functional_call(self._model, self._state, inputs.args, dict(inputs.kwargs))
+    def applied(self, work: Callable[[nn.Module], Any]) -> Any:
+        """`work(model)` with the substitutes in place throughout, for a backward pass that recomputes the forward too."""
+        state = {f"model.{name}": value for name, value in self._state.items()}
+        return functional_call(_Frame(self._model), state, (work,))
 
     def clear_gradients(self) -> None:
         for leaf in self.leaves.values():
             leaf.grad = None
+
+
+class _Frame(nn.Module):
+    """Carries the model into `functional_call` together with what shall be done with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[nn.Module], Any]) -> Any:
+        return work(self.model)

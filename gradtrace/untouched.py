@@ -37,3 +37,24 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [n for n in now if n not in attributes]:
                 del now[name]
             now.update(attributes)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def hooks_quiet(model: nn.Module) -> Iterator[None]:
+    """The user's module hooks do not fire in the block; those of torch itself (weight norm, pruning) do."""
+    before = [(m, name, vars(m)[name]) for m in model.modules() for name in _HOOKS if vars(m).get(name)]
+    try:
+        for module, name, hooks in before:
+            ours = ((key, hook) for key, hook in hooks.items() if _is_torchs(hook))
+            vars(module)[name] = type(hooks)(ours)
+        yield
+    finally:
+        for module, name, hooks in before:
+            vars(module)[name] = hooks
+
+
+def _is_torchs(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch.")

@@ -102,7 +102,33 @@ def merged(values: Iterable[Value]) -> Value:
 
 
 _SHAPE_ONLY = frozenset(
-    ["view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as", "contiguous", "clone", "to", "type", "float", "double", "half", "bfloat16", "cuda", "cpu", "type_as", "alias", "__get__data", "positive", "requires_grad_", "_to_copy", "as_subclass"]
+    [
+        "view",
+        "reshape",
+        "unsqueeze",
+        "squeeze",
+        "flatten",
+        "unflatten",
+        "view_as",
+        "reshape_as",
+        "contiguous",
+        "clone",
+        "to",
+        "type",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "cuda",
+        "cpu",
+        "type_as",
+        "alias",
+        "__get__data",
+        "positive",
+        "requires_grad_",
+        "_to_copy",
+        "as_subclass",
+    ]
 )
 _TRANSPOSES = frozenset(["t", "T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"])
 
