@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,7 +90,7 @@ class Listener(Protocol):
 
     def before_backward(self, root: Tensor, gradient: Tensor | None) -> None: ...
 
-    def after_backward(self) -> None: ...
+    def after_backward(self, retained: bool) -> None: ...
 
     def transparent(self, key: OpKey) -> bool: ...
 
@@ -113,7 +113,9 @@ class Capture(TorchFunctionMode):
     def __init__(self, modules: ModuleStack, provenance: Provenance, adapters: Registry, listener: Listener) -> None:
         super().__init__()
         self.bypass: Bypass | None = None
-        self.leaf_hooks: list[Any] = []  # the users' hooks on parameters: autograd calls them in any pass that ends there
+        self.leaf_hooks: list[
+            Any
+        ] = []  # the users' hooks on parameters: autograd calls them in any pass that ends there
         self._modules, self._provenance = modules, provenance
         self._adapters, self._listener = adapters, listener
         self._silent = False
@@ -123,7 +125,7 @@ class Capture(TorchFunctionMode):
         self._recomputed: set[Any] = set()
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.batch_norms: list[Any] = []
-        self.last_scalar: Tensor | None = None  # the loss, most likely, when a pass begins that nobody announced
+        self.loose_ends: dict[tuple[Any, int], Tensor] = {}  # scalars nothing was computed from: losses, most likely
         modules.on_enter = self._entered_model
 
     @contextmanager
@@ -149,7 +151,7 @@ class Capture(TorchFunctionMode):
 
     def forget(self) -> None:
         """Drop everything that refers to the graph of the steps seen so far."""
-        self.last_scalar = None
+        self.loose_ends.clear()
         self.produced.clear()
         self._effective.clear()
         self._recomputed.clear()
@@ -172,10 +174,10 @@ class Capture(TorchFunctionMode):
         if name == "__get__":
             return self._getter(func, args)
         if name == "backward" and func is Tensor.backward:
-            gradient = args[1] if len(args) > 1 else kwargs.get("gradient")
-            self._listener.before_backward(args[0], gradient)
+            asked = dict(zip(("root", "gradient", "retain_graph", "create_graph"), args, strict=False)) | kwargs
+            self._listener.before_backward(args[0], asked.get("gradient"))
             result = func(*args, **kwargs)
-            self._listener.after_backward()
+            self._listener.after_backward(bool(asked.get("retain_graph") or asked.get("create_graph")))
             return result
         if name == "register_hook" and func is Tensor.register_hook:
             return func(args[0], self._quiet(args[1] if len(args) > 1 else kwargs["hook"]))
@@ -218,6 +220,7 @@ class Capture(TorchFunctionMode):
         if weights and meets and torch.is_grad_enabled():
             return self._op(func, name, args, kwargs, values)
         result = func(*args, **kwargs)
+        self._used(tensors, result)
         if not tensors and not self._modules.inside:
             return result  # data may be made within the step; only what the model makes by itself is a constant
         if len(tensors) == 1:
@@ -243,6 +246,7 @@ class Capture(TorchFunctionMode):
                 return entered(func)(*args, **kwargs)  # type: ignore[arg-type]
         op = self._begin(func, name, args, kwargs, operands, values)
         result = func(*args, **kwargs)
+        self._used(tensors_in((args, kwargs)), result)
         if self._listener.transparent(op.key):
             names = frozenset().union(*(o.value.parameters for o in operands))
             self._note(result, Value(Origin.PARAMETER, parameters=names, sources=op.sources))
@@ -377,8 +381,8 @@ class Capture(TorchFunctionMode):
             self._provenance[tensor] = value
             if tensor.requires_grad and tensor.grad_fn is not None:
                 edge = get_gradient_edge(tensor)
-                if tensor.dim() == 0:
-                    self.last_scalar = tensor
+                if tensor.dim() == 0 and tensor.is_floating_point():
+                    self.loose_ends[edge.node, edge.output_nr] = tensor
                 made = Produced(
                     edge,
                     meta_like(tensor),
@@ -388,6 +392,14 @@ class Capture(TorchFunctionMode):
                     value.origin is Origin.PARAMETER,
                 )
                 self.produced.setdefault((edge.node, edge.output_nr), made)  # `out.float()` may hand `out` through
+
+    def _used(self, tensors: Iterable[Tensor], result: Any) -> None:
+        """Scalars that something differentiable was computed from are no loose ends any more."""
+        if self.loose_ends and any(t.requires_grad for t in tensors_in(result)):
+            for tensor in tensors:
+                if tensor.dim() == 0 and tensor.grad_fn is not None:
+                    edge = get_gradient_edge(tensor)
+                    self.loose_ends.pop((edge.node, edge.output_nr), None)
 
     def _mutated(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Value]) -> None:
         in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))

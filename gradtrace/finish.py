@@ -7,20 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from gradtrace.audit import tolerance
+from gradtrace.gather import Rung
 from gradtrace.metrics import RANK_RULE
-from gradtrace.session import Rung, Session, tolerance
+from gradtrace.session import Session
 from gradtrace.store.rows import ParameterInfo, ParameterRow, StepRow
 from gradtrace.summarise import GroupsOfStep, summarise
 
 
 def judge(session: Session) -> None:
-    """Takes every parameter whose audit failed one rung further down; this step's own where it can still be told."""
+    """Closes the step's audits; a parameter that failed goes one rung further down, from the next pass on."""
+    session.finish()
     memory = session.memory
-    for name in session.reference:
-        residual = session.residuals.get(name, float("nan"))
-        if residual <= tolerance_of(session, name) or not session.rungs.get(name, Rung()).names:
+    for name in session.audit.reference:
+        residual = session.audit.residuals.get(name, float("nan"))
+        if residual <= tolerance_of(session, name) or not session.gathered.rungs.get(name, Rung()).names:
             continue
-        if "global" in session.rungs[name].names:
+        if "global" in session.gathered.rungs[name].names:
             why = f"groups do not add up to the gradient even over the whole graph (residual {residual:.1e})"
             memory.ungrouped.setdefault(name, why)
         elif name not in memory.opaque:
@@ -37,7 +40,7 @@ def step_row(session: Session, *, step: int, keep: int | None, loss_scale: float
     parameters = {
         name: _row(session, name, groups, keep, loss_scale)
         for name in session.parameters
-        if name in session.reference or name in session.sums
+        if name in session.audit.reference or name in session.gathered.sums
     }
     session.cost["decompose"] = time.perf_counter() - began
     loss = float("nan") if session.loss is None else float(session.loss) / loss_scale
@@ -54,11 +57,11 @@ def step_row(session: Session, *, step: int, keep: int | None, loss_scale: float
 
 def _row(session: Session, name: str, groups: GroupsOfStep, keep: int | None, loss_scale: float) -> ParameterRow:
     ungrouped = is_ungrouped(session, name)
-    total = session._sum(name)
-    if ungrouped and name in session.reference:
-        session.sums.pop(name)
-        total = session._sum(name)
-        total.gradient.add_dense({session.cells.OWNERLESS: session.reference[name]})
+    total = session.gathered.sum_of(name)
+    if ungrouped and name in session.audit.reference:
+        session.gathered.sums.pop(name)
+        total = session.gathered.sum_of(name)
+        total.gradient.add_dense({session.cells.OWNERLESS: session.audit.reference[name]})
         total.scale = float("nan")
     return summarise(
         total,
@@ -66,7 +69,7 @@ def _row(session: Session, name: str, groups: GroupsOfStep, keep: int | None, lo
         kinds=session.settings.kinds,
         keep=keep,
         ungrouped=ungrouped,
-        residual=session.residuals.get(name, float("nan")),
+        residual=session.audit.residuals.get(name, float("nan")),
         owner_residual=session.owner_residuals.get(name, float("nan")),
         loss_scale=loss_scale,
     )
@@ -74,16 +77,16 @@ def _row(session: Session, name: str, groups: GroupsOfStep, keep: int | None, lo
 
 def is_ungrouped(session: Session, name: str) -> bool:
     """Whether no group's share of this parameter's gradient is known."""
-    rung = session.rungs.get(name)
+    rung = session.gathered.rungs.get(name)
     return rung is None or not rung.names or name in session.memory.ungrouped
 
 
 def tolerance_of(session: Session, name: str) -> float:
     """The largest residual that rounding explains: more where the gradient goes on through arithmetic of the weight's."""
-    total = session.sums.get(name)
+    total = session.gathered.sums.get(name)
     dtype = session.parameters[name].dtype
     base = tolerance(dtype, session.dtypes)
-    rung = session.rungs.get(name, Rung())
+    rung = session.gathered.rungs.get(name, Rung())
     if (total is not None and total.scale != total.scale) or "pulled back" in rung.names or "global" in rung.names:
         return 16 * base
     return base
@@ -93,16 +96,16 @@ def infos(session: Session) -> list[ParameterInfo]:
     """How every parameter with a gradient was measured."""
     found = []
     for name, parameter in session.parameters.items():
-        if name not in session.reference and name not in session.sums:
+        if name not in session.audit.reference and name not in session.gathered.sums:
             continue
         found.append(ParameterInfo(name, tuple(parameter.shape), _attributes(session, name)))
     return found
 
 
 def _attributes(session: Session, name: str) -> dict[str, Any]:
-    memory, rung = session.memory, session.rungs.get(name, Rung())
+    memory, rung = session.memory, session.gathered.rungs.get(name, Rung())
     ungrouped = is_ungrouped(session, name)
-    total = session._sum(name)
+    total = session.gathered.sum_of(name)
     kinds = [k for k in session.settings.kinds if k == "gradient" or getattr(total, k) is not None]
     reason = rung.reason
     if ungrouped:

@@ -19,7 +19,9 @@ from gradtrace.graphing import graph_of
 from gradtrace.inputs import Inputs
 from gradtrace.probing import ATTEMPTS
 from gradtrace.selection import checked_kinds, select
-from gradtrace.session import Session, Settings, any_loss
+from gradtrace.session import Session
+from gradtrace.settings import Settings
+from gradtrace.shadow import any_loss
 from gradtrace.standin import Standin
 from gradtrace.store.rows import KINDS
 from gradtrace.survey import Memory

@@ -30,10 +30,12 @@ class Outlet:
         return cotangent * weights.to(device=cotangent.device, dtype=dtype).reshape(shape)
 
 
-def sample_axis(shape: Sequence[int], n_samples: int | None, sample_dim: int | None) -> int | None:
+def sample_axis(
+    shape: Sequence[int], n_samples: int | None, sample_dim: int | None, told: Mapping[int, int] | None = None
+) -> int | None:
     """The axis of `shape` that counts the samples, or None; asks where several could.
 
-    Without labels (`n_samples` None) it is `sample_dim`, or the first axis.
+    `told`: number of axes -> the sample axis of earlier outputs, for a batch as long as another axis. Without labels (`n_samples` None) it is `sample_dim`, or the first axis.
     """
     if not shape:
         return None
@@ -44,6 +46,8 @@ def sample_axis(shape: Sequence[int], n_samples: int | None, sample_dim: int | N
     if n_samples is None:
         return 0
     fitting = [axis for axis, size in enumerate(shape) if size == n_samples]
+    if len(fitting) > 1 and told is not None and told.get(len(shape)) in fitting:
+        return told[len(shape)]
     if len(fitting) > 1:
         raise GroupError(
             f"The model's output has shape {tuple(shape)} and there are {n_samples} labels: axes {fitting} could both "
@@ -53,22 +57,24 @@ def sample_axis(shape: Sequence[int], n_samples: int | None, sample_dim: int | N
 
 
 def outlets_of(
-    root: GradientEdge,
+    roots: Sequence[GradientEdge],
     produced: Mapping[tuple[Any, int], Produced],
     n_samples: Mapping[int, int | None],
     sample_dim: int | None,
+    told: dict[int, int],
 ) -> list[Outlet]:
-    """The outlets behind `root`, in the order of the forward pass.
+    """The outlets behind `roots`, in the order of the forward pass.
 
     They are the model's values that the loss was computed from. Where such a value has no sample axis (a loss computed
     inside the model), the walk goes on into the model, to the nearest values that have one. `n_samples`: the number of
     labels by context id.
+    `told` is read and added to: the sample axis by number of axes.
     """
 
     def axis_of(made: Produced) -> int | None:
-        return sample_axis(tuple(made.meta.shape), n_samples.get(id(made.context)), sample_dim)
+        return sample_axis(tuple(made.meta.shape), n_samples.get(id(made.context)), sample_dim, told)
 
-    border = list(_first_inside([(root.node, root.output_nr)], produced))
+    border = list(_first_inside([(root.node, root.output_nr) for root in roots], produced))
     found = [made for made in border if axis_of(made) is not None]
     without = [made for made in border if axis_of(made) is None]
     wrong = [made for made in without if made.meta.numel() > 1]
@@ -87,7 +93,10 @@ def outlets_of(
         without = [made for made in beyond if axis_of(made) is None]
     unique = {(made.edge.node, made.edge.output_nr): made for made in found}.values()
     ordered = sorted(unique, key=lambda made: made.edge.node._sequence_nr())
-    return [Outlet(m.edge, m.meta, axis, m.context) for m in ordered if (axis := axis_of(m)) is not None]
+    outlets = [Outlet(m.edge, m.meta, axis, m.context) for m in ordered if (axis := axis_of(m)) is not None]
+    for outlet in outlets:
+        told.setdefault(outlet.meta.dim(), outlet.axis)
+    return outlets
 
 
 def _first_inside(start: Sequence[tuple[Any, int]], produced: Mapping[tuple[Any, int], Produced]) -> Iterator[Produced]:

@@ -14,7 +14,8 @@ from gradtrace.finish import judge
 from gradtrace.groups import Labels
 from gradtrace.inputs import Inputs
 from gradtrace.outlets import sample_axis
-from gradtrace.session import Session, Settings
+from gradtrace.session import Session
+from gradtrace.settings import Settings
 from gradtrace.standin import Standin
 from gradtrace.survey import Memory
 from gradtrace.untouched import attributes_kept, random_state_kept

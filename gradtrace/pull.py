@@ -77,6 +77,8 @@ def local(
 
 def _fitted(grad: Tensor, meta: Any) -> Tensor:
     """As the engine does between nodes: summed over broadcast axes, and cast, to what the next node expects."""
+    if grad.is_sparse:
+        grad = grad.to_dense()
     if grad.shape != tuple(meta.shape):
         grad = grad.sum_to_size(tuple(meta.shape))
     if meta.dtype.is_complex or not grad.is_complex():

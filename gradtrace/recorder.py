@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import gradtrace
+from gradtrace import __version__
 from gradtrace.adapters import Adapter, registry
 from gradtrace.errors import CaptureError, GradtraceError
 from gradtrace.finish import infos, judge, step_row
 from gradtrace.measure import checked_coupling, checked_keep
 from gradtrace.probing import measure_batches
 from gradtrace.selection import checked_kinds, select
-from gradtrace.session import Session, Settings, constants_of
+from gradtrace.session import Session, constants_of
+from gradtrace.settings import Settings
 from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
 from gradtrace.store.writer import RunWriter
 from gradtrace.survey import Memory
@@ -84,7 +85,7 @@ class Recorder:
         parameters: str | Sequence[str] | None, adapters: Any, scaler: Any, attrs: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self._model, self._every, self._settings, self._keep = model, every, settings, keep
-        self._parameters, self._excluded = select(model, parameters)
+        _, self._excluded = select(model, parameters)
         self._patterns, self._adapters, self._scaler = parameters, adapters, scaler
         self._memory = Memory()
         self._probe_memories: dict[str, Memory] = {}
@@ -100,7 +101,7 @@ class Recorder:
 
     def _provenance(self) -> dict[str, Any]:
         return {
-            "gradtrace": gradtrace.__version__,
+            "gradtrace": __version__,
             "torch": torch.__version__,
             "seed": torch.initial_seed(),
             "model": type(self._model).__name__,
@@ -141,11 +142,10 @@ class Recorder:
         if number % self._every:
             yield Step(None)
             return
-        self._running = True
-        session = Session(
-            self._model, self._parameters, constants_of(self._model), self._settings, self._memory, self._adapters
-        )
+        traced, _ = select(self._model, self._patterns)  # parameters may have been frozen or freed since
+        session = Session(self._model, traced, constants_of(self._model), self._settings, self._memory, self._adapters)
         began = time.perf_counter()
+        self._running = True
         try:
             session.begin_batch(groups)
             with session.watching():
@@ -158,7 +158,6 @@ class Recorder:
     def _finish(
         self, session: Session, number: int, epoch: float | None, scalars: Mapping[str, float], began: float
     ) -> None:
-        session.finish()
         judge(session)
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
         row = step_row(

@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 from gradtrace.adapters import Registry
 from gradtrace.selection import select
-from gradtrace.session import Session, Settings, constants_of
+from gradtrace.session import Session, constants_of
+from gradtrace.settings import Settings
 from gradtrace.survey import Memory
 
 

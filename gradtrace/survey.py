@@ -38,6 +38,7 @@ class Memory:
     coupled: set[str] = field(default_factory=set)
     ungrouped: dict[str, str] = field(default_factory=dict)  # parameter -> why no group's share is known
     audited: set[str] = field(default_factory=set)
+    sample_axes: dict[int, int] = field(default_factory=dict)  # number of axes of an output -> its sample axis
     steps: int = 0
 
     def reconsider(self, known_constants: int) -> None:

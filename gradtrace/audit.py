@@ -1,0 +1,101 @@
+"""The residual: what was gathered, against the gradients that autograd itself accumulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradtrace.accumulate import ParameterSum
+from gradtrace.gather import Gathered
+from gradtrace.pull import through_graph
+
+PROBES = 4  # random vectors that stand for a gradient that is never formed
+
+
+class Audit:
+    """Autograd's own gradients of one step: differences of `p.grad`, or, where hooks of the user's change them, a pass.
+
+    residual = |sum of cells - g_autograd| / sum over rows of |a| |d|; where no factors are known, over the norms of the
+    cells' gradients. Dividing by |g_autograd| would raise false alarms where contributions cancel.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], edges: Mapping[str, GradientEdge]) -> None:
+        self._parameters, self._edges = parameters, edges
+        self._hooked = [n for n, p in parameters.items() if p._backward_hooks or _post_hooks(p)]
+        self._before: dict[str, Tensor | None] = {}
+        self.reference: dict[str, Tensor] = {}
+        self.residuals: dict[str, float] = {}
+
+    def begin_pass(self) -> None:
+        """Remembers the gradients that a backward pass will add to."""
+        plain = [(n, p) for n, p in self._parameters.items() if n not in self._hooked]
+        self._before = {n: None if p.grad is None else _dense(p.grad).clone() for n, p in plain}
+        for name, before in self._before.items():
+            if before is not None and name in self.reference:
+                self.reference[name] = self.reference[name].clone()  # it may be p.grad, which will change
+
+    def reference_pass(self, roots: Sequence[GradientEdge], cotangents: Sequence[Tensor]) -> None:
+        """Takes the gradients of parameters with hooks by a pass of our own that fires none."""
+        edges = [self._edges[name] for name in self._hooked]
+        for name, gradient in zip(self._hooked, through_graph(roots, cotangents, edges), strict=True):
+            if gradient is not None:
+                self._add(name, gradient)
+
+    def end_pass(self) -> None:
+        """Adds what the pass accumulated."""
+        for name, before in self._before.items():
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                now = _dense(gradient)
+                self._add(name, now if before is None else now - before)
+        self._before = {}
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        self.reference[name] = self.reference[name] + gradient if name in self.reference else gradient
+
+    def compare(self, gathered: Gathered) -> None:
+        """The residual of every parameter of which something was gathered per group."""
+        for name, reference in self.reference.items():
+            if gathered.rung_of(name).names:
+                self.residuals[name] = _residual(gathered.sum_of(name), reference)
+
+
+def _residual(total: ParameterSum, reference: Tensor) -> float:
+    """Estimated from products with a few orthonormal random vectors, so that no gradient need be formed."""
+    sides = total.gradient.sides
+    columns = min(PROBES, sides[1])
+    wide = torch.complex128 if reference.is_complex() else torch.float64
+    drawn = torch.randn(sides[1], columns, generator=torch.Generator().manual_seed(sides[1]), dtype=torch.float64)
+    probes = torch.linalg.qr(drawn).Q.to(device=reference.device, dtype=wide)
+    expected = reference.reshape(sides).to(wide) @ probes
+    size = float(torch.linalg.vector_norm(total.gradient.times(probes).to(wide) - expected))
+    size *= (sides[1] / columns) ** 0.5
+    floor = total.scale if total.scale > 0 else _mass(total)  # the scale is NaN where factors are not known
+    return size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
+
+
+def _mass(total: ParameterSum) -> float:
+    return sum(float(torch.linalg.vector_norm(g)) for g in total.gradient.dense.values())
+
+
+def tolerance(parameter: torch.dtype, used: Iterable[torch.dtype]) -> float:
+    """What rounding alone can make of a residual.
+
+    Sums over m rows in another order differ by about sqrt(m) eps; 256 eps covers 65,000 rows. Half precisions round
+    the gradient itself once more, which costs a few eps whatever the number of rows.
+    """
+    kinds = [d for d in (parameter, *used) if d.is_floating_point or d.is_complex]
+    coarsest = max(torch.finfo(d).eps for d in kinds)
+    return (8 if coarsest > 1e-5 else 256) * coarsest
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    gradient = gradient.detach()
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _post_hooks(parameter: Tensor) -> bool:
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))

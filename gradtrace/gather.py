@@ -1,0 +1,177 @@
+"""Gathers what the adjoints of one step contribute: per parameter the gradient of every cell, and the rows of its kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradtrace.accumulate import ParameterSum, matrix_shape, outer_in_place
+from gradtrace.contributions import Factored, Local, to_parameters
+from gradtrace.factors import LookupFactors, OuterFactors
+from gradtrace.ops import Op, Operand
+from gradtrace.survey import Memory
+
+RUNGS = ("factored", "local", "pulled back", "global", "ungrouped")
+
+
+@dataclass
+class Rung:
+    """How one parameter was measured in one step; a parameter used in several ways has the last of `RUNGS` among them."""
+
+    names: set[str] = field(default_factory=set)
+    ops: dict[str, None] = field(default_factory=dict)
+    adapters: dict[str, None] = field(default_factory=dict)
+    layouts: dict[str, None] = field(default_factory=dict)
+    reason: str = ""
+
+    UNKNOWN_OWNERS: ClassVar[str] = "no sample owns some of its rows: they count in `all` only"
+
+    @property
+    def worst(self) -> str:
+        return max(self.names, key=RUNGS.index) if self.names else RUNGS[-1]
+
+
+class Gathered:
+    """The sums of one step. `is_global` tells which parameters another way takes care of."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        edges: Mapping[str, GradientEdge],
+        kinds: Sequence[str],
+        memory: Memory,
+        is_global: Callable[[str], bool],
+    ) -> None:
+        self._parameters, self._edges, self._kinds = parameters, edges, kinds
+        self._memory, self._is_global = memory, is_global
+        self.sums: dict[str, ParameterSum] = {}
+        self.rungs: dict[str, Rung] = {}
+        self._effective: dict[tuple[Any, int], tuple[Operand, dict[int, Tensor]]] = {}
+
+    def sum_of(self, name: str) -> ParameterSum:
+        """What was gathered of a parameter, nothing yet included."""
+        if name not in self.sums:
+            parameter = self._parameters[name]
+            self.sums[name] = ParameterSum(name, tuple(parameter.shape), parameter.dtype)
+        return self.sums[name]
+
+    def rung_of(self, name: str) -> Rung:
+        return self.rungs.setdefault(name, Rung())
+
+    def take(self, op: Op, output: int, part: Factored | Local, cells: Tensor, *, owned: bool) -> None:
+        """Adds one operand's contribution; `cells` (samples + 1,) gives the cell of every sample."""
+        value = part.operand.value
+        names = [n for n in sorted(value.parameters) if n in self._parameters and not self._is_global(n)]
+        if not names:
+            return
+        for name in names:
+            self._label(name, op, output, part, owned=owned)
+            self._take_kinds(self.sum_of(name), part, cells)
+        if isinstance(part, Factored) and isinstance(part.factors, OuterFactors) and self._stays_outer(part):
+            turned = sum(m.transposes for m in value.moves or ()) % 2 == 1
+            left, right = outer_in_place(part.factors, turned)
+            self.sum_of(names[0]).gradient.add_outer(left, right, cells[part.factors.owners])
+            return
+        self._deliver(part.operand, part.factors.by_cell(cells) if isinstance(part, Factored) else part.by_cell(cells))
+
+    def _label(self, name: str, op: Op, output: int, part: Factored | Local, *, owned: bool) -> None:
+        rung = self.rung_of(name)
+        direct = "factored" if isinstance(part, Factored) else "local"
+        rung.names.add(direct if part.operand.value.moves is not None else "pulled back")
+        rung.ops[op.key.function] = None
+        if isinstance(part, Factored) and part.operand.adapter is not None:
+            rung.adapters[part.operand.adapter.name] = None
+        layout = self._memory.layout(op.key, output)
+        rung.layouts[str(layout) if layout else "found in each step" if owned else "none"] = None
+        if not owned:
+            rung.reason = Rung.UNKNOWN_OWNERS
+
+    def _stays_outer(self, part: Factored) -> bool:
+        """Whether the parameter is the weight's matrix or its transpose, so that the rows can be kept as factors."""
+        value, factors = part.operand.value, part.factors
+        if value.moves is None or not isinstance(factors, OuterFactors) or not factors.is_matrix:
+            return False
+        if not all(m.of_matrix for m in value.moves):
+            return False
+        (name,) = value.parameters
+        sides = matrix_shape(tuple(self._parameters[name].shape))
+        turned = sum(m.transposes for m in value.moves) % 2 == 1
+        return part.operand.shape == (sides[::-1] if turned else sides)
+
+    # ------------------------------------------------------------------ kinds
+
+    def _take_kinds(self, total: ParameterSum, part: Factored | Local, cells: Tensor) -> None:
+        total.eps = max(total.eps, torch.finfo(_adjoint_of(part).dtype).eps)
+        if isinstance(part, Local):
+            total.scale = float("nan")
+            total.drop("activation", "no adapter factors this op")
+            self._local_adjoint(total, part, cells)
+            return
+        total.scale += part.factors.scale()
+        rows = part.factors.rows()
+        if rows is None:
+            total.drop("activation", "its rows belong to several samples each")
+            total.drop("adjoint", "its rows belong to several samples each")
+            return
+        of_row = cells[rows.owners]
+        if "adjoint" in self._kinds:
+            total.add_adjoint(rows.adjoint, of_row)
+        if isinstance(part.factors, LookupFactors):
+            total.add_lookups(part.factors, of_row)
+        elif rows.activation is None:
+            total.drop("activation", "a shift multiplies no activation")
+        else:
+            if "activation" in self._kinds:
+                total.add_activation(rows.activation, of_row)
+            total.add_power(rows.activation, rows.adjoint, of_row)
+
+    def _local_adjoint(self, total: ParameterSum, part: Local, cells: Tensor) -> None:
+        """One row per sample, positions side by side: all that is known of an op nobody factors."""
+        owners = part.owners
+        axes = [a for a in range(owners.dim()) if owners.shape[a] != 1]
+        if len(axes) != 1 or "adjoint" not in self._kinds:
+            total.drop("adjoint", "no adapter factors this op, and its output has no single sample axis")
+            return
+        rows = part.adjoint.movedim(axes[0], 0).flatten(1) if part.adjoint.dim() > 1 else part.adjoint[:, None]
+        total.add_adjoint(rows, cells[owners.flatten()])
+
+    # ------------------------------------------------------------------ gradients
+
+    def add(self, name: str, cell: int, gradient: Tensor) -> None:
+        """Adds a cell's gradient of a parameter, in its shape."""
+        self.sum_of(name).gradient.add_dense({cell: gradient})
+
+    def _deliver(self, operand: Operand, found: dict[int, Tensor]) -> None:
+        if operand.value.moves is None:
+            key = (operand.edge.node, operand.edge.output_nr)
+            _, held = self._effective.setdefault(key, (operand, {}))
+            for cell, gradient in found.items():
+                held[cell] = held[cell] + gradient if cell in held else gradient
+            return
+        for cell, gradient in found.items():
+            for name, g in to_parameters(gradient, operand.edge, operand.value, self._edges).items():
+                self.add(name, cell, g)
+
+    def carry_on(self, edge: GradientEdge) -> None:
+        """All uses of an effective weight have been seen: what each cell gathered goes on to the parameters."""
+        operand, held = self._effective.pop((edge.node, edge.output_nr), (None, {}))
+        for cell, gradient in held.items():
+            assert operand is not None
+            for name, g in to_parameters(gradient.to(operand.dtype), operand.edge, operand.value, self._edges).items():
+                if not self._is_global(name):
+                    self.add(name, cell, g)
+
+    def release(self) -> None:
+        self._effective.clear()
+
+
+def _adjoint_of(part: Factored | Local) -> Tensor:
+    if isinstance(part, Local):
+        return part.adjoint
+    adjoint: Tensor = part.factors.adjoint  # type: ignore[attr-defined]
+    return adjoint

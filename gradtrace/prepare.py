@@ -1,0 +1,152 @@
+"""Before a backward pass: finds the owners of every op's rows, audits them, and runs the passes of the global rung."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradtrace.audit import tolerance
+from gradtrace.bypass import has_region
+from gradtrace.errors import CaptureError
+from gradtrace.ops import Op
+from gradtrace.outlets import Outlet, outlets_of
+from gradtrace.pull import local, through_graph
+from gradtrace.settings import Batch
+from gradtrace.shadow import shadow_pass
+from gradtrace.survey import Probe, Slot, audit_owners, find_coupled, find_owners, settle
+
+if TYPE_CHECKING:
+    from gradtrace.session import Session
+
+AUDIT_EVERY = 200  # recorded steps between two checks of who owns which row
+
+
+def prepare(session: Session, roots: Sequence[GradientEdge], cotangents: Sequence[Tensor] | None) -> None:
+    """Makes a session ready for a backward pass from `roots`.
+
+    cotangents: what the pass starts with; None where it has begun already, and no pass through the loss is possible.
+    """
+    pending, session.pending = session.pending, []
+    contexts = {id(op.context): op.context for op in pending}
+    contexts |= {id(made.context): made.context for made in session.capture.produced.values()}
+    counts = {key: batch.n_samples for key, batch in contexts.items()}
+    outlets = outlets_of(
+        roots, session.capture.produced, counts, session.settings.sample_dim, session.memory.sample_axes
+    )
+    if not outlets:
+        raise CaptureError(
+            "The loss does not depend on the model: no value that the model computed with a sample axis reaches it. "
+            "Compute the loss from the output of the model that is traced."
+        )
+    for key, batch in contexts.items():
+        own = [o for o in outlets if id(o.context) == key]
+        if own:
+            _prepare_batch(session, batch, own, [op for op in pending if id(op.context) == key])
+        else:
+            session.pending += [op for op in pending if id(op.context) == key]  # another pass may reach them
+    if cotangents is not None:
+        session.audit.reference_pass(roots, cotangents)
+        _global_passes(session, roots, cotangents, outlets)
+
+
+def by_layout(session: Session, op: Op, output: int, n_samples: int) -> Tensor | None:
+    """The owners of an op's output as far as they are known without a probe."""
+    meta = op.outputs[output].meta
+    if n_samples == 1:
+        return torch.zeros((1,) * meta.dim(), dtype=torch.int64)
+    layout = session.memory.layout(op.key, output)
+    return layout.owners(meta.shape, n_samples) if layout else None
+
+
+def _prepare_batch(session: Session, batch: Batch, outlets: list[Outlet], ops: list[Op]) -> None:
+    if batch.n_samples is None:
+        batch.n_samples = outlets[0].meta.shape[outlets[0].axis]
+    n_samples = batch.n_samples
+    if batch.of_sample is None:
+        batch.of_sample = session.cells.assign(batch.labels, n_samples)
+    known = {(op.number, i): by_layout(session, op, i, n_samples) for op in ops for i in range(len(op.outputs))}
+    session.owners.update({slot: owners for slot, owners in known.items() if owners is not None})
+    audit = _audit_is_due(session, ops)
+    unsettled = ops if audit else [op for op in ops if any(known[op.number, i] is None for i in range(len(op.outputs)))]
+    if (unsettled or audit) and any(has_region(o.edge.node) for o in outlets):
+        with shadow_pass(session) as (shadow, root):
+            prepare(shadow, [root], None)
+    elif unsettled:
+        probe = Probe.draw(session.capture, outlets, n_samples, session.memory.generator)
+        _survey(session, probe, unsettled, audit=audit)
+
+
+def _audit_is_due(session: Session, ops: Sequence[Op]) -> bool:
+    """At the start, for a parameter not met before, and every AUDIT_EVERY steps."""
+    audited = session.memory.audited
+    fresh = any(name not in audited for op in ops for o in op.operands for name in o.value.parameters)
+    return fresh or not audited or session.memory.steps % AUDIT_EVERY == 0
+
+
+def _survey(session: Session, probe: Probe, ops: list[Op], *, audit: bool) -> None:
+    memory, by_number = session.memory, {op.number: op for op in ops}
+    adjoints: dict[Slot, Tensor] = {}
+    owners: dict[Slot, Tensor] = {}
+    for slot, (adjoint, decoded) in find_owners(probe, ops, memory).items():
+        op = by_number[slot[0]]
+        settled = settle(decoded, op.key, slot[1], probe.n_samples, memory)
+        if settled is None:
+            _mixed(session, op)
+        else:
+            adjoints[slot], owners[slot] = adjoint, settled
+    session.owners.update(owners)
+    if audit:
+        memory.coupled |= find_coupled(probe, ops, owners, memory)
+        _judge(session, audit_owners(probe, ops, adjoints, owners, session.edges, memory))
+
+
+def _mixed(session: Session, op: Op) -> None:
+    """Rows fed by several samples: a value that all share, or samples that are coupled downstream."""
+    memory = session.memory
+    if op.unseen_input and op.key not in memory.transparent:
+        memory.transparent.add(op.key)
+        session.retrace = True
+    for name in frozenset().union(*(o.value.parameters for o in op.operands)):
+        memory.opaque.setdefault(name, f"rows of `{op.key.function}` are fed by several samples")
+        memory.coupled.add(name)
+
+
+def _judge(session: Session, residuals: Mapping[str, float]) -> None:
+    for name, residual in residuals.items():
+        session.owner_residuals[name] = residual
+        session.memory.audited.add(name)
+        if residual > tolerance(session.parameters[name].dtype, session.dtypes):
+            session.memory.opaque.setdefault(name, f"a use that cannot be seen (owner residual {residual:.1e})")
+
+
+def _global_passes(
+    session: Session, roots: Sequence[GradientEdge], cotangents: Sequence[Tensor], outlets: list[Outlet]
+) -> None:
+    names = [name for name in session.parameters if session.is_global(name)]
+    memory = session.memory
+    if not names:
+        return
+    if any(has_region(o.edge.node) for o in outlets):
+        why = "reentrant checkpointing allows no pass per group; checkpoint with use_reentrant=False"
+        memory.ungrouped.update({name: f"{memory.opaque.get(name, 'coupled')}; {why}" for name in names})
+        return
+    edges = [o.edge for o in outlets]
+    live = [
+        (outlet, cotangent)
+        for root, given in zip(roots, cotangents, strict=True)
+        for outlet, cotangent in zip(outlets, local(root, given, edges), strict=True)
+        if cotangent is not None
+    ]
+    for cell in sorted({int(c) for o, _ in live for c in o.context.of_sample[:-1].tolist()}):
+        masked = [o.spread((o.context.of_sample[:-1] == cell).double(), c) for o, c in live]
+        gradients = through_graph([o.edge for o, _ in live], masked, [session.edges[n] for n in names])
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None:
+                session.gathered.add(name, cell, gradient)
+                rung = session.gathered.rung_of(name)
+                rung.names.add("global")
+                rung.reason = memory.opaque.get(name, "samples are coupled, and coupling='loss'")
