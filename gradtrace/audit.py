@@ -33,9 +33,6 @@ class Audit:
         """Remembers the gradients that a backward pass will add to."""
         plain = [(n, p) for n, p in self._parameters.items() if n not in self._hooked]
         self._before = {n: None if p.grad is None else _dense(p.grad).clone() for n, p in plain}
-        for name, before in self._before.items():
-            if before is not None and name in self.reference:
-                self.reference[name] = self.reference[name].clone()  # it may be p.grad, which will change
 
     def reference_pass(self, roots: Sequence[GradientEdge], cotangents: Sequence[Tensor]) -> None:
         """Takes the gradients of parameters with hooks by a pass of our own that fires none."""
@@ -50,7 +47,7 @@ class Audit:
             gradient = self._parameters[name].grad
             if gradient is not None:
                 now = _dense(gradient)
-                self._add(name, now if before is None else now - before)
+                self._add(name, now.clone() if before is None else now - before)  # what the user does to p.grad is theirs
         self._before = {}
 
     def _add(self, name: str, gradient: Tensor) -> None:

@@ -30,8 +30,7 @@ def prepare(session: Session, roots: Sequence[GradientEdge], cotangents: Sequenc
 
     cotangents: what the pass starts with; None where it has begun already, and no pass through the loss is possible.
     """
-    pending, session.pending = session.pending, []
-    contexts = {id(op.context): op.context for op in pending}
+    contexts = {id(op.context): op.context for op in session.live}
     contexts |= {id(made.context): made.context for made in session.capture.produced.values()}
     counts = {key: batch.n_samples for key, batch in contexts.items()}
     outlets = outlets_of(
@@ -45,9 +44,8 @@ def prepare(session: Session, roots: Sequence[GradientEdge], cotangents: Sequenc
     for key, batch in contexts.items():
         own = [o for o in outlets if id(o.context) == key]
         if own:
-            _prepare_batch(session, batch, own, [op for op in pending if id(op.context) == key])
-        else:
-            session.pending += [op for op in pending if id(op.context) == key]  # another pass may reach them
+            _prepare_batch(session, batch, own, [op for op in session.live if op.context is batch])
+    session.audited = True
     if cotangents is not None:
         session.audit.reference_pass(roots, cotangents)
         _global_passes(session, roots, cotangents, outlets)
@@ -68,10 +66,8 @@ def _prepare_batch(session: Session, batch: Batch, outlets: list[Outlet], ops: l
     n_samples = batch.n_samples
     if batch.of_sample is None:
         batch.of_sample = session.cells.assign(batch.labels, n_samples)
-    known = {(op.number, i): by_layout(session, op, i, n_samples) for op in ops for i in range(len(op.outputs))}
-    session.owners.update({slot: owners for slot, owners in known.items() if owners is not None})
     audit = _audit_is_due(session, ops)
-    unsettled = ops if audit else [op for op in ops if any(known[op.number, i] is None for i in range(len(op.outputs)))]
+    unsettled = [op for op in ops if not _settled(session, op, n_samples) or audit]
     if (unsettled or audit) and any(has_region(o.edge.node) for o in outlets):
         with shadow_pass(session) as (shadow, root):
             prepare(shadow, [root], None)
@@ -80,18 +76,33 @@ def _prepare_batch(session: Session, batch: Batch, outlets: list[Outlet], ops: l
         _survey(session, probe, unsettled, audit=audit)
 
 
+def _settled(session: Session, op: Op, n_samples: int) -> bool:
+    """Whether the owners of all the op's outputs are known; takes them from layouts where these fit."""
+    for i in range(len(op.outputs)):
+        if (op.number, i) not in session.owners:
+            found = by_layout(session, op, i, n_samples)
+            if found is not None:
+                session.owners[op.number, i] = found
+            elif (op.key, i) not in session.memory.unreached:
+                return False
+    return True
+
+
 def _audit_is_due(session: Session, ops: Sequence[Op]) -> bool:
     """At the start, for a parameter not met before, and every AUDIT_EVERY steps."""
     audited = session.memory.audited
     fresh = any(name not in audited for op in ops for o in op.operands for name in o.value.parameters)
-    return fresh or not audited or session.memory.steps % AUDIT_EVERY == 0
+    return fresh or not audited or (not session.audited and session.memory.steps % AUDIT_EVERY == 0)
 
 
 def _survey(session: Session, probe: Probe, ops: list[Op], *, audit: bool) -> None:
     memory, by_number = session.memory, {op.number: op for op in ops}
     adjoints: dict[Slot, Tensor] = {}
     owners: dict[Slot, Tensor] = {}
-    for slot, (adjoint, decoded) in find_owners(probe, ops, memory).items():
+    found = find_owners(probe, ops, memory)
+    slots = {(op.number, i): (op.key, i) for op in ops for i in range(len(op.outputs))}
+    memory.unreached |= {key for slot, key in slots.items() if slot not in found and slot not in session.owners}
+    for slot, (adjoint, decoded) in found.items():
         op = by_number[slot[0]]
         settled = settle(decoded, op.key, slot[1], probe.n_samples, memory)
         if settled is None:

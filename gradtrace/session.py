@@ -51,7 +51,8 @@ class Session:
         self.audit = Audit(self.parameters, self.edges)
         self.owner_residuals: dict[str, float] = {}
         self.seen: list[Op] = []  # every op of the step
-        self.pending: list[Op] = []  # those no backward pass has been prepared for
+        self.live: list[Op] = []  # those whose graph a backward pass can still use
+        self.audited = False
         self.owners: dict[Slot, Tensor] = {}
         self.owners_by_key: dict[tuple[OpKey, int], Tensor] = {}
         self.dtypes: set[torch.dtype] = set()
@@ -92,7 +93,7 @@ class Session:
     def captured(self, op: Op) -> None:
         self.dtypes.update(o.meta.dtype for o in op.outputs)
         self.seen.append(op)
-        self.pending.append(op)
+        self.live.append(op)
 
     def is_global(self, name: str) -> bool:
         """Whether a parameter is measured by one pass over the whole graph per cell."""
@@ -141,6 +142,8 @@ class Session:
         began = time.perf_counter()
         batch: Batch = op.context
         owners = self._owners_of(op, output, batch)
+        if owners is None:
+            self.memory.unreached.discard((op.key, output))
         owned = owners is not None and batch.of_sample is not None
         if owners is None or batch.of_sample is None:
             owners = torch.full((1,) * grad.dim(), -1, dtype=torch.int64)
@@ -176,8 +179,9 @@ class Session:
         self.audit.end_pass()
         self._announced, self._accumulated = False, True
         if not retained:
-            for op in self.seen:
+            for op in self.live:
                 op.release()
+            self.live.clear()
 
     def finish(self) -> None:
         """After the last backward pass; raises when there was none."""
@@ -198,7 +202,7 @@ class Session:
     def close(self) -> None:
         """Lets go of the graph."""
         self.capture.forget()
-        self.pending.clear()
+        self.live.clear()
         self.gathered.release()
         for op in self.seen:
             op.release()

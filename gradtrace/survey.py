@@ -36,6 +36,7 @@ class Memory:
     transparent: set[OpKey] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)  # parameter -> why only the global way is left
     coupled: set[str] = field(default_factory=set)
+    unreached: set[tuple[OpKey, int]] = field(default_factory=set)  # outputs that lead to no loss, as far as seen
     ungrouped: dict[str, str] = field(default_factory=dict)  # parameter -> why no group's share is known
     audited: set[str] = field(default_factory=set)
     sample_axes: dict[int, int] = field(default_factory=dict)  # number of axes of an output -> its sample axis
