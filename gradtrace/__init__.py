@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # No module may bear a public function's name (`record`, `spectra`, `trace`): importing it would shadow the function.
+    # No module may bear a public function's name (`record`, `spectra`, `trace`): its import would shadow the function.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'gradtrace' has no attribute {name!r}")

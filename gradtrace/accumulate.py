@@ -195,8 +195,7 @@ class ParameterSum:
             counts = [have.counts[c] for c in cells if c in have.counts]
             if not counts:
                 return torch.zeros(0, dtype=torch.float64)
-            total = sum(counts[1:], counts[0]).double().sqrt().sort(descending=True).values
-            return total
+            return sum(counts[1:], counts[0]).double().sqrt().sort(descending=True).values
         rows = [matrices[c] for c in cells if c in matrices]
         return singular_values(torch.cat(rows)) if rows else torch.zeros(0, dtype=torch.float64)
 

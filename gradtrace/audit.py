@@ -47,7 +47,9 @@ class Audit:
             gradient = self._parameters[name].grad
             if gradient is not None:
                 now = _dense(gradient)
-                self._add(name, now.clone() if before is None else now - before)  # what the user does to p.grad is theirs
+                self._add(
+                    name, now.clone() if before is None else now - before
+                )  # what the user does to p.grad is theirs
         self._before = {}
 
     def _add(self, name: str, gradient: Tensor) -> None:

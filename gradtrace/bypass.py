@@ -1,8 +1,8 @@
 """Passing reentrant activation checkpoints by, in a shadow forward pass.
 
 `torch.utils.checkpoint` with `use_reentrant=True` runs its region without gradients, inside a custom autograd function
-that refuses `torch.autograd.grad`. In a shadow pass the region's calls run with gradients instead, and whoever reads the
-region's result is handed the value that still remembers how it was computed.
+that refuses `torch.autograd.grad`. In a shadow pass the region's calls run with gradients instead, and whoever reads
+the region's result is handed the value that still remembers how it was computed.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class Capture(TorchFunctionMode):
         operands = list(self._operands(func, args, kwargs))
         if not any(o.adapter for o in operands) and enterable(func):
             with self:
-                return entered(func)(*args, **kwargs)  # type: ignore[arg-type]
+                return entered(func)(*args, **kwargs)
         op = self._begin(func, name, args, kwargs, operands, values)
         result = func(*args, **kwargs)
         self._used(tensors_in((args, kwargs)), result)
@@ -349,7 +349,8 @@ class Capture(TorchFunctionMode):
     def _sources_behind(self, node: Any, most: int = 500) -> frozenset[int]:
         """The ops behind a tensor that an unseen call (a custom autograd function) made, by walking the graph."""
         found: set[int] = set()
-        seen, queue = set(), [node]
+        seen: set[Any] = set()
+        queue = [node]
         by_node = {edge[0]: made for edge, made in self.produced.items()}
         while queue and len(seen) < most:
             here = queue.pop()
@@ -483,7 +484,8 @@ def _detached(value: Any) -> Any:
 
 
 def _paths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
-    for key, value in [*enumerate(args), *kwargs.items()]:
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in named:
         if isinstance(value, Tensor):
             yield (key,), value
         elif isinstance(value, (tuple, list)):

@@ -68,8 +68,9 @@ def _factors(op: Op, output: int, operand: Operand, adjoint: Tensor, owners: Ten
         return None
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise AdapterError(
-            f"Adapter {operand.adapter.name!r} claimed `{op.key.function}` for {', '.join(sorted(operand.value.parameters))} "
-            f"and failed on it: {type(error).__name__}: {error}. Correct its `claims`, or choose another adapter for this call."
+            f"Adapter {operand.adapter.name!r} claimed `{op.key.function}` for "
+            f"{', '.join(sorted(operand.value.parameters))} and failed on it: {type(error).__name__}: {error}. "
+            "Correct its `claims`, or choose another adapter for this call."
         ) from error
 
 

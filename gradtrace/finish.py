@@ -21,7 +21,7 @@ def judge(session: Session) -> None:
     memory = session.memory
     for name in session.audit.reference:
         residual = session.audit.residuals.get(name, float("nan"))
-        if residual <= tolerance_of(session, name) or not session.gathered.rungs.get(name, Rung()).names:
+        if not residual > tolerance_of(session, name):  # NaN is a gradient that is not finite, no failed audit
             continue
         if "global" in session.gathered.rungs[name].names:
             why = f"groups do not add up to the gradient even over the whole graph (residual {residual:.1e})"
@@ -82,7 +82,7 @@ def is_ungrouped(session: Session, name: str) -> bool:
 
 
 def tolerance_of(session: Session, name: str) -> float:
-    """The largest residual that rounding explains: more where the gradient goes on through arithmetic of the weight's."""
+    """The largest residual that rounding explains; more where the gradient goes on through arithmetic of weights."""
     total = session.gathered.sums.get(name)
     dtype = session.parameters[name].dtype
     base = tolerance(dtype, session.dtypes)

@@ -1,4 +1,4 @@
-"""Gathers what the adjoints of one step contribute: per parameter the gradient of every cell, and the rows of its kinds."""
+"""What the adjoints of one step add up to: per parameter the gradient of every cell, and the rows of its kinds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUNGS = ("factored", "local", "pulled back", "global", "ungrouped")
 
 @dataclass
 class Rung:
-    """How one parameter was measured in one step; a parameter used in several ways has the last of `RUNGS` among them."""
+    """How one parameter was measured in one step; used in several ways, it has the last of `RUNGS` among them."""
 
     names: set[str] = field(default_factory=set)
     ops: dict[str, None] = field(default_factory=dict)

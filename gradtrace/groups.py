@@ -129,7 +129,7 @@ class Cells:
         if len(self._cells) > MOST_CELLS:
             sizes = {g: len({key[i] for key in self._cells}) for i, g in enumerate(self.groupings)}
             raise GroupError(
-                f"The groupings cut the samples into more than {MOST_CELLS} cells; their numbers of labels are {sizes}. "
+                f"The groupings cut the samples into more than {MOST_CELLS} cells; numbers of labels: {sizes}. "
                 "Leave out the grouping with the most labels, or merge its labels."
             )
         if count:

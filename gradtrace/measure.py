@@ -47,8 +47,8 @@ def spectra(
     """A tree with one node per parameter: group spectra of the gradient, activations and adjoints of one batch.
 
     inputs: a tensor, a tuple (positional), a mapping (keyword arguments), or `Inputs(args, kwargs)`.
-    loss_fn: takes the model's output, returns a scalar. Spectra are of the raw sums as they would enter `p.grad`: with a
-        mean loss over N samples they carry 1/N.
+    loss_fn: takes the model's output, returns a scalar. Spectra are of the raw sums as they would enter `p.grad`: with
+        a mean loss over N samples they carry 1/N.
     groups: a mapping from grouping name to one label per sample (strings or integers), or one bare sequence.
     kinds: any of gradient, activation, adjoint. keep: how many of the largest singular values; None keeps all.
     parameters: globs of qualified names. sample_dim: the sample axis of the output, where its length leaves a doubt.

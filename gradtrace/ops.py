@@ -17,7 +17,7 @@ from gradtrace.values import Value
 
 @dataclass(frozen=True)
 class OpKey:
-    """What stays the same about an op from step to step: module, function, parameters, and which call of these it is."""
+    """What stays the same about an op from step to step: module, function, parameters, place among such calls."""
 
     module: str
     function: str

@@ -35,7 +35,8 @@ def sample_axis(
 ) -> int | None:
     """The axis of `shape` that counts the samples, or None; asks where several could.
 
-    `told`: number of axes -> the sample axis of earlier outputs, for a batch as long as another axis. Without labels (`n_samples` None) it is `sample_dim`, or the first axis.
+    Without labels (`n_samples` None) it is `sample_dim`, or the first axis. `told`: number of axes -> the sample axis
+    of earlier outputs, for a batch as long as another axis.
     """
     if not shape:
         return None

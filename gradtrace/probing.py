@@ -138,6 +138,6 @@ class _Cursor:
     def check_used(self, total: int) -> None:
         if self._whole is not None and self._at != self._whole.n_samples:
             raise GroupError(
-                f"The probe has {self._whole.n_samples} labels and its batches hold {total} samples. Give one label per "
-                "sample of the whole set, in order, or a function groups(batch)."
+                f"The probe has {self._whole.n_samples} labels and its batches hold {total} samples. Give one label "
+                "per sample of the whole set, in order, or a function groups(batch)."
             )

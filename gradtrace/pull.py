@@ -19,7 +19,7 @@ def through_graph(
     """The adjoints at `inputs` of a pass from `outputs`; the graph stays. No hook of a leaf fires."""
     if not outputs or not inputs:
         return [None] * len(inputs)
-    found = torch.autograd.grad(  # type: ignore[call-overload]
+    found = torch.autograd.grad(
         list(outputs), list(inputs), grad_outputs=list(cotangents), retain_graph=True, allow_unused=True
     )
     return [g.to_dense() if g is not None and g.is_sparse else g for g in found]

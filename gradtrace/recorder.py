@@ -47,8 +47,8 @@ def record(
     """A recorder that writes the spectra of every `every`-th training step to a new store at `path`.
 
     Use it as a context manager. Training is untouched: parameters after n recorded steps are bitwise those of n steps
-    without it. Stored are the raw sums as they enter `p.grad`; a `torch.amp.GradScaler` given as `scaler=` has its scale
-    divided out. `attrs`: anything JSON-serialisable about the run. The other arguments are those of `spectra`.
+    without it. Stored are the raw sums as they enter `p.grad`; a `torch.amp.GradScaler` given as `scaler=` has its
+    scale divided out. `attrs`: anything JSON-serialisable about the run. The other arguments are those of `spectra`.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise CaptureError(f"every={every!r} must be a whole number of steps, 1 or more.")
@@ -217,8 +217,8 @@ class Recorder:
             raise GradtraceError("This recorder is closed; open another with gradtrace.record(model, path).")
         if self._running:
             raise CaptureError(
-                "A step is already being recorded: a step cannot hold another, nor a probe. For gradient accumulation use "
-                "`step.batch(groups=...)` inside one step."
+                "A step is already being recorded: a step cannot hold another, nor a probe. For gradient accumulation "
+                "use `step.batch(groups=...)` inside one step."
             )
 
 

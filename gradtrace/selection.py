@@ -26,7 +26,8 @@ def select(model: nn.Module, patterns: str | Sequence[str] | None) -> tuple[dict
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in named) and (named or patterns is not None):
             raise SelectionError(f"parameters={glob!r} matches no parameter of this model. {nearest(glob, named)}")
-    chosen, excluded = {}, {}
+    chosen: dict[str, Tensor] = {}
+    excluded: dict[str, str] = {}
     for name, parameter in named.items():
         if not parameter.requires_grad:
             excluded[name] = "does not require a gradient"

@@ -189,8 +189,8 @@ class Session:
             self.after_backward(False)  # somebody called torch.autograd.backward
         if not self._accumulated:
             raise CaptureError(
-                "The step ended without a backward pass. Call loss.backward() inside `with recorder.step(...)`, and run "
-                "the forward pass there too."
+                "The step ended without a backward pass. Call loss.backward() inside `with recorder.step(...)`, and "
+                "run the forward pass there too."
             )
         if not self.audit.reference and not self.gathered.sums:
             raise CaptureError(

@@ -32,7 +32,7 @@ class Standin:
         return Session(self._model, self.leaves, constants, settings, memory, adapters)
 
     def applied(self, work: Callable[[nn.Module], Any]) -> Any:
-        """`work(model)` with the substitutes in place throughout, for a backward pass that recomputes the forward too."""
+        """`work(model)` with the substitutes in place throughout: a backward pass may recompute the forward pass."""
         state = {f"model.{name}": value for name, value in self._state.items()}
         return functional_call(_Frame(self._model), state, (work,))
 

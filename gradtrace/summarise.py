@@ -98,7 +98,7 @@ class _Row:
         return {name: METRICS[name](sigma, floor) for name in WHOLE}
 
     def _rank_floor(self, kind: str, sigma: np.ndarray) -> np.ndarray:
-        """max(rows, columns) eps sigma1, and never below the rounding bound eps |A_g|_F |D_g|_F of the gradient's sum."""
+        """max(rows, columns) eps sigma1, and never below the rounding bound eps |A_g|_F |D_g|_F of a gradient's sum."""
         eps = self.total.eps or torch.finfo(self.total.dtype).eps
         top = sigma[:, 0] if sigma.shape[1] else np.zeros(len(sigma))
         sides = self.total.gradient.sides if kind == "gradient" else (sigma.shape[1],)

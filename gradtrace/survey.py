@@ -180,16 +180,18 @@ def audit_owners(
                     )
     found = {}
     for name, expected in reference.items():
-        mine = ours.get(name)
-        if expected is None and mine is None:
-            continue
-        some = mine if mine is not None else expected
-        assert some is not None
-        difference = (expected if expected is not None else 0) - (mine if mine is not None else 0)
-        size = float(torch.linalg.vector_norm(difference))  # type: ignore[arg-type]
-        floor = scale[name] or float(torch.linalg.vector_norm(some))
-        found[name] = size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
+        if expected is not None or name in ours:
+            size, floor = _distance(expected, ours.get(name)), scale[name] or _distance(expected, None)
+            found[name] = size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
     return found
+
+
+def _distance(first: Tensor | None, second: Tensor | None) -> float:
+    """|first - second|, where None stands for zero."""
+    if first is None or second is None:
+        some = first if first is not None else second
+        return 0.0 if some is None else float(torch.linalg.vector_norm(some))
+    return float(torch.linalg.vector_norm(first - second))
 
 
 def _add_weighted(
@@ -206,15 +208,12 @@ def _add_weighted(
     for part in contributions(op, output, adjoint, owners):
         if isinstance(part, Factored):
             gradient: Tensor | None = part.factors.weighted(weights).densify()
-            size = part.factors.scale()
         else:
             gradient = part.pull(weights)
-            size = None if gradient is None else float(torch.linalg.vector_norm(gradient))
         if gradient is None:
             continue
+        direct = isinstance(part, Factored) and part.operand.value.moves is not None
         for name, g in to_parameters(gradient, part.operand.edge, part.operand.value, parameters).items():
             ours[name] = ours[name] + g if name in ours else g
-            direct = part.operand.value.moves is not None and size is not None
-            scale[name] = scale.get(name, 0.0) + (
-                size if direct and size is not None else float(torch.linalg.vector_norm(g))
-            )
+            size = part.factors.scale() if direct and isinstance(part, Factored) else _distance(g, None)
+            scale[name] = scale.get(name, 0.0) + size

@@ -156,10 +156,7 @@ def _axis_order(name: str, source: Tensor, args: tuple[Any, ...], kwargs: dict[s
         return []
     probe = torch.empty(tuple(range(2, 2 + rank)), device="meta")
     try:
-        if name in ("T", "mT"):
-            moved = getattr(probe, name)
-        else:
-            moved = getattr(torch, name)(probe, *args[1:], **kwargs)
+        moved = probe.mT if name in ("T", "mT") else getattr(torch, name)(probe, *args[1:], **kwargs)
     except (TypeError, RuntimeError, AttributeError, IndexError):
         return None
     return [size - 2 for size in moved.shape]

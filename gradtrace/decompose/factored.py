@@ -29,7 +29,7 @@ class SmallFactors:
         return cls(_small(left), _small(right), cells)
 
     def spectrum(self, columns: Tensor) -> Tensor:
-        """Singular values of L_g^T R_g for the rows where `columns` (m,) is true, padded with the zeros it must have."""
+        """Singular values of L_g^T R_g for the rows where `columns` (m,) is true; the rest of the spectrum is zero."""
         left, right = self.left[:, columns], self.right[:, columns]
         if left.shape[1] == 0:
             return left.new_zeros(0, dtype=torch.float64)
