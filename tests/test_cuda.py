@@ -17,7 +17,49 @@ from tests.models import BY_NAME
 from tests.snapshot import Snapshot
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
-NAMES = ["mlp_vectors", "mlp_sequences", "reused_module", "transposed_tied_autoencoder", "raw_einsum", "batched_matmul", "addmm", "low_rank_adapter", "bilinear", "complex_weights", "wide_layer", "conv1d", "conv2d", "conv3d", "transposed2d", "batch_norm2d", "group_norm", "residual_network", "lstm", "gru", "lstm_packed", "lstm_deep_bidirectional", "lstm_cell", "selective_scan", "attention_batch_first", "encoder_layer_time_first", "cross_attention", "tied_language_model", "position_table", "class_token", "embedding_bag_offsets", "checkpoint_reentrant", "checkpoint_non_reentrant", "weight_norm", "spectral_norm", "top_k_experts", "windows_folded_into_batch", "graph_network", "custom_function", "auxiliary_hidden", "own_loss"]
+NAMES = [
+    "mlp_vectors",
+    "mlp_sequences",
+    "reused_module",
+    "transposed_tied_autoencoder",
+    "raw_einsum",
+    "batched_matmul",
+    "addmm",
+    "low_rank_adapter",
+    "bilinear",
+    "complex_weights",
+    "wide_layer",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "transposed2d",
+    "batch_norm2d",
+    "group_norm",
+    "residual_network",
+    "lstm",
+    "gru",
+    "lstm_packed",
+    "lstm_deep_bidirectional",
+    "lstm_cell",
+    "selective_scan",
+    "attention_batch_first",
+    "encoder_layer_time_first",
+    "cross_attention",
+    "tied_language_model",
+    "position_table",
+    "class_token",
+    "embedding_bag_offsets",
+    "checkpoint_reentrant",
+    "checkpoint_non_reentrant",
+    "weight_norm",
+    "spectral_norm",
+    "top_k_experts",
+    "windows_folded_into_batch",
+    "graph_network",
+    "custom_function",
+    "auxiliary_hidden",
+    "own_loss",
+]
 
 
 def moved(value: Any, device: str) -> Any:
