@@ -19,7 +19,8 @@ class OpCall:
     function, args, kwargs: the call, its tensors detached.
     operand: where the effective weight stands, as a path: `(1,)`, `("weight",)`, or `(0, 2)` inside a list.
     output: shape and dtype of the output, as a tensor on the meta device.
-    owners: the sample that owns each element of the output, broadcastable to its shape; -1 for none.
+    owners: the sample that owns each element of the output, -1 for none: with as many axes as the output, each of the
+    output's size or, where the owner does not vary along it, of size one.
     """
 
     function: Callable[..., Any]
@@ -31,8 +32,9 @@ class OpCall:
 
     @property
     def name(self) -> str:
-        """The function's own name, such as `linear` or `__matmul__`."""
-        return str(getattr(self.function, "__name__", self.function))
+        """The function's own name, such as `linear` or `__matmul__`; for an op of a library, as `library::linear`."""
+        qualified = getattr(self.function, "_qualified_op_name", None)
+        return str(qualified or getattr(self.function, "__name__", self.function))
 
     @property
     def weight(self) -> Tensor:
@@ -60,9 +62,8 @@ class OpCall:
             )
         if any(size != 1 for axis, size in enumerate(self.owners.shape) if axis not in axes):
             raise RowsCutError(self.name)
-        kept = self.owners.permute(*axes, *(a for a in range(self.owners.dim()) if a not in axes)).reshape(
-            [self.owners.shape[a] for a in axes]
-        )
+        order = [*axes, *(a for a in range(self.owners.dim()) if a not in axes)]
+        kept = self.owners.permute(order).reshape([self.owners.shape[a] for a in axes])
         return kept.expand(shape).reshape(-1)
 
 
@@ -74,12 +75,15 @@ class RowsCutError(AdapterError):
 
 
 def cast_as_used(activation: Tensor, adjoint: Tensor) -> Tensor:
-    """The activation in the dtype the op used: under autocast, that of its output."""
-    if activation.dtype != adjoint.dtype and activation.is_floating_point() and adjoint.is_floating_point():
-        return activation.to(adjoint.dtype)
-    if adjoint.is_complex() and not activation.is_complex():
-        return activation.to(adjoint.dtype)
-    return activation
+    """The activation in the dtype the op used: under autocast, or for a mask of booleans, that of its output."""
+    if activation.dtype == adjoint.dtype or (activation.is_complex() and not adjoint.is_complex()):
+        return activation
+    return activation.to(adjoint.dtype)
+
+
+def is_dense(value: Any) -> bool:
+    """Whether `value` is an ordinary tensor: strided, and neither sparse nor nested."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 
 
 def meta_like(tensor: Tensor) -> Tensor:

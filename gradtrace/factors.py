@@ -7,8 +7,8 @@ All shapes below are of one call; `owners` holds one sample index per row, -1 wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -24,7 +24,11 @@ class Rows:
 
 
 class Factors(ABC):
-    """The gradient of one call with respect to its weight, as a sum over owned rows."""
+    """The gradient of one call with respect to its weight, as a sum over owned rows.
+
+    What is not finite stays with its sample: `restrict` and `by_cell` drop rows or set them to zero, and never multiply
+    them by it.
+    """
 
     owners: Tensor
 
@@ -115,7 +119,8 @@ class BatchedFactors(Factors):
         return (self.activation.mH @ self.adjoint).reshape(self.shape).permute(self.order)
 
     def restrict(self, keep: Tensor) -> BatchedFactors:
-        return replace(self, adjoint=self.adjoint * keep[self.owners][..., None])
+        mask = keep[self.owners][..., None]
+        return replace(self, activation=_masked(self.activation, mask), adjoint=_masked(self.adjoint, mask))
 
     def weighted(self, weights: Tensor) -> BatchedFactors:
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[..., None])
@@ -156,7 +161,7 @@ class LookupFactors(Factors):
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
 
     def scale(self) -> float:
-        return float(torch.linalg.vector_norm(self.adjoint, dim=1).double().sum())
+        return float(torch.linalg.vector_norm(self.adjoint, dim=1).double().sum())  # rows of A have norm one
 
     def rows(self) -> Rows:
         return Rows(None, self.adjoint, self.owners)
@@ -167,7 +172,7 @@ class ElementFactors(Factors):
     """A weight applied element by element: G = the sum of a * d over the axes along which the weight is broadcast.
 
     adjoint: the output's shape; activation: broadcastable to it, or None for a shift; owners: broadcastable to it;
-    shape: the weight's.
+    shape: the weight's, each axis of the output's size or of size one.
     """
 
     activation: Tensor | None
@@ -179,7 +184,9 @@ class ElementFactors(Factors):
         return self._terms().sum_to_size(self.shape)
 
     def restrict(self, keep: Tensor) -> ElementFactors:
-        return replace(self, adjoint=self.adjoint * keep[self.owners])
+        mask = keep[self.owners]
+        activation = None if self.activation is None else _masked(self.activation, mask)
+        return replace(self, activation=activation, adjoint=_masked(self.adjoint, mask))
 
     def weighted(self, weights: Tensor) -> ElementFactors:
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype))
@@ -195,7 +202,8 @@ class ElementFactors(Factors):
         free = [i for i in range(terms.dim()) if kept[i] == 1 and owners.shape[i] == 1 and terms.shape[i] != 1]
         terms = terms.sum(free, keepdim=True) if free else terms
         of_row = cells[owners]
-        return {cell: (terms * (of_row == cell)).sum_to_size(self.shape) for cell in torch.unique(of_row).tolist()}
+        present = torch.unique(of_row).tolist()
+        return {cell: _masked(terms, of_row == cell).sum_to_size(self.shape) for cell in present}
 
     def rows(self) -> Rows | None:
         """Rows are the axes the weight is broadcast along, columns the weight's own; None if an owner cuts a row."""
@@ -207,23 +215,23 @@ class ElementFactors(Factors):
             return None
         along = [i for i in range(rank) if kept[i] == 1]
         order = along + columns
-        count = _product(self.adjoint.shape[i] for i in along)
-        of_row = owners.permute(order).expand(*(self.adjoint.shape[i] for i in along), *(1 for _ in columns))
+        sizes = [self.adjoint.shape[i] for i in along]
+        matrix = (prod(sizes), prod(self.adjoint.shape[i] for i in columns))
+        of_row = owners.permute(order).expand([*sizes, *(1 for _ in columns)]).reshape(matrix[0])
         activation = None
         if self.activation is not None:
-            activation = self.activation.expand_as(self.adjoint).permute(order).reshape(count, -1)
-        return Rows(activation, self.adjoint.permute(order).reshape(count, -1), of_row.reshape(count))
+            activation = self.activation.expand_as(self.adjoint).permute(order).reshape(matrix)
+        return Rows(activation, self.adjoint.permute(order).reshape(matrix), of_row)
 
     def _terms(self) -> Tensor:
         return self.adjoint if self.activation is None else self.activation.conj() * self.adjoint
 
 
 def _norm_product(left: Tensor, right: Tensor) -> float:
-    return float((torch.linalg.vector_norm(left, dim=-1) * torch.linalg.vector_norm(right, dim=-1)).double().sum())
+    norms = [torch.linalg.vector_norm(side, dim=-1).double() for side in (left, right)]
+    return float((norms[0] * norms[1]).sum())
 
 
-def _product(sizes: Sequence[int] | object) -> int:
-    total = 1
-    for size in sizes:  # type: ignore[attr-defined]
-        total *= size
-    return total
+def _masked(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Zero where `mask`, which broadcasts, does not hold; NaN times zero would be NaN."""
+    return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradtrace.calls import OpCall, cast_as_used
+from gradtrace.calls import OpCall, cast_as_used, is_dense
 from gradtrace.factors import ElementFactors, Factors
 
 _ADD = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _SUB = {"sub", "subtract", "sub_", "__sub__", "__isub__"}
 _MUL = {"mul", "multiply", "__mul__", "__rmul__"}
+_PRODUCTS = {"addmm", "addmv", "baddbmm"}
 _NORMS = {"layer_norm": 2, "group_norm": 2, "rms_norm": 2, "batch_norm": 3, "instance_norm": 3}
 _BIASED = {"linear": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "conv_transpose1d": 1, "conv_transpose2d": 1,
            "conv_transpose3d": 1}  # fmt: skip
@@ -23,18 +26,19 @@ class ElementwiseAdapter:
 
     name = "elementwise"
     ops = (
-        "add, sub, mul, biases of linear, conv and addmm, scale and shift of layer, group, batch, instance and RMS norm"
+        "add, sub, mul, biases of linear, conv, addmm, addmv and baddbmm, "
+        "scale and shift of layer, group, batch, instance and RMS norm"
     )
 
     def claims(self, call: OpCall) -> bool:
-        if call.name in _ADD | _SUB:
-            return call.operand in ((0,), (1,), ("other",)) and isinstance(_other(call), (Tensor, int, float))
-        if call.name in _MUL:
-            return call.operand in ((0,), (1,), ("other",)) and isinstance(_other(call), Tensor)
+        if call.name in _ADD | _SUB | _MUL:
+            return _is_sum_or_product(call)
+        if not is_dense(call.argument(0, "input")):
+            return False
         if call.name in _NORMS:
             return _is_scale(call) or _is_shift(call)
-        if call.name in ("addmm", "baddbmm"):
-            return call.is_operand(0, "input")
+        if call.name in _PRODUCTS:
+            return call.is_operand(0, "input") and _is_number(call.kwargs.get("beta", 1))
         return call.name in _BIASED and call.is_operand(2, "bias")
 
     def factors(self, call: OpCall, adjoint: Tensor) -> Factors:
@@ -45,14 +49,37 @@ class ElementwiseAdapter:
         if call.name in _MUL:
             activation = cast_as_used(_other(call), adjoint)
             return ElementFactors(activation, adjoint, call.owners, tuple(call.weight.shape))
-        scale = call.kwargs.get("beta", 1) if call.name in ("addmm", "baddbmm") else 1
-        if call.name in _ADD | _SUB and call.operand != (0,):
-            scale = call.kwargs.get("alpha", 1) * (-1 if call.name in _SUB else 1)
-        return ElementFactors(None, adjoint * scale if scale != 1 else adjoint, call.owners, tuple(call.weight.shape))
+        scale = _scale(call)
+        adjoint = adjoint * scale.conjugate() if scale != 1 else adjoint
+        if adjoint.is_complex() and not call.weight.is_complex():
+            adjoint = adjoint.real
+        return ElementFactors(None, adjoint, call.owners, tuple(call.weight.shape))
 
 
-def _other(call: OpCall) -> Tensor | float:
-    return call.argument(1, "other") if call.operand == (0,) else call.args[0]
+def _is_sum_or_product(call: OpCall) -> bool:
+    if not (call.is_operand(0, "input") or call.is_operand(1, "other")):
+        return False
+    other = _other(call)
+    if call.name in _MUL:
+        return is_dense(other) and (call.weight.is_complex() or not other.is_complex())
+    return is_dense(other) and _is_number(call.kwargs.get("alpha", 1))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, complex))
+
+
+def _other(call: OpCall) -> Any:
+    return call.argument(1, "other") if call.is_operand(0, "input") else call.argument(0, "input")
+
+
+def _scale(call: OpCall) -> complex:
+    """What a sum multiplies the weight by."""
+    if call.name in _PRODUCTS:
+        return call.kwargs.get("beta", 1)
+    if call.is_operand(0, "input"):
+        return 1
+    return call.kwargs.get("alpha", 1) * (-1 if call.name in _SUB else 1)
 
 
 def _is_scale(call: OpCall) -> bool:
@@ -68,7 +95,7 @@ def _along_channel(call: OpCall, adjoint: Tensor) -> ElementFactors:
     axis = _channel_axis(call, adjoint)
     activation = None
     if call.name in _NORMS and _is_scale(call):
-        activation = cast_as_used(_normalised(call), adjoint)
+        activation = _normalised(call, adjoint)
     owners = call.owners
     assert owners is not None
     if axis is not None:
@@ -87,9 +114,9 @@ def _channel_axis(call: OpCall, adjoint: Tensor) -> int | None:
 
 
 @torch.no_grad()
-def _normalised(call: OpCall) -> Tensor:
+def _normalised(call: OpCall, adjoint: Tensor) -> Tensor:
     """The norm's output before scale and shift, from the same input and statistics."""
-    x = call.argument(0, "input")
+    x = cast_as_used(call.argument(0, "input"), adjoint)
     if call.name == "layer_norm":
         return F.layer_norm(x, call.argument(1, "normalized_shape"), eps=call.argument(4, "eps", 1e-5))
     if call.name == "rms_norm":

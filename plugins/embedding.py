@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtrace.calls import OpCall
+from gradtrace.calls import OpCall, is_dense
 from gradtrace.factors import Factors, LookupFactors
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -18,11 +18,11 @@ class EmbeddingAdapter:
     ops = "embedding, embedding_bag (sum, mean), index_select, table[indices]"
 
     def claims(self, call: OpCall) -> bool:
-        if call.name == "embedding":
-            return call.is_operand(1, "weight") and not call.argument(5, "scale_grad_by_freq", False)
-        if call.name == "embedding_bag":
+        if call.name in ("embedding", "embedding_bag"):
+            if not call.is_operand(1, "weight") or not is_dense(call.argument(0, "input")):
+                return False
             plain = not call.argument(5, "scale_grad_by_freq", False)
-            return call.is_operand(1, "weight") and plain and call.argument(6, "mode", "mean") in ("sum", "mean")
+            return plain and (call.name == "embedding" or call.argument(6, "mode", "mean") in ("sum", "mean"))
         if call.name == "index_select":
             return call.is_operand(0, "input") and call.argument(1, "dim") == 0 and call.weight.dim() == 2
         index = call.argument(1, "index")
@@ -49,27 +49,26 @@ class EmbeddingAdapter:
 
 
 def _bag(call: OpCall, adjoint: Tensor) -> LookupFactors:
-    indices, offsets = call.argument(0, "input"), call.argument(2, "offsets")
-    weights = call.argument(8, "per_sample_weights")
-    padding = call.argument(10, "padding_idx")
+    indices, bag = call.argument(0, "input").reshape(-1), _bag_of(call)
+    weights, padding = call.argument(8, "per_sample_weights"), call.argument(10, "padding_idx")
     height = call.weight.shape[0]
-    if indices.dim() == 2:
-        bag = torch.arange(indices.shape[0], device=indices.device).repeat_interleave(indices.shape[1])
-    else:
-        starts = offsets[:-1] if call.argument(9, "include_last_offset", False) else offsets
-        bag = torch.bucketize(torch.arange(len(indices), device=indices.device), starts, right=True) - 1
-    indices = indices.reshape(-1)
-    share = torch.ones_like(indices, dtype=adjoint.dtype) if weights is None else weights.reshape(-1).to(adjoint.dtype)
+    rows = adjoint[bag]
+    if weights is not None:
+        rows = rows * weights.reshape(-1, 1).to(adjoint.dtype)
     if call.argument(6, "mode", "mean") == "mean":
-        counted = torch.ones_like(share) if padding is None else (indices != padding % height).to(adjoint.dtype)
-        share = (
-            share
-            / torch.zeros(len(adjoint), dtype=adjoint.dtype, device=adjoint.device)
-            .index_add_(0, bag, counted)
-            .clamp(min=1)[bag]
-        )
+        counted = bag if padding is None else bag[indices != padding % height]
+        rows = rows / torch.bincount(counted, minlength=len(adjoint)).clamp(min=1)[bag, None].to(adjoint.dtype)
     owners = call.owner_rows((0,), (len(adjoint),))[bag]
-    return _lookup(indices, adjoint[bag] * share[:, None], owners, height, padding)
+    return _lookup(indices, rows, owners, height, padding)
+
+
+def _bag_of(call: OpCall) -> Tensor:
+    """The bag that each index, counted along the flattened input, lies in."""
+    indices, offsets = call.argument(0, "input"), call.argument(2, "offsets")
+    if indices.dim() == 2:
+        return torch.arange(indices.shape[0], device=indices.device).repeat_interleave(indices.shape[1])
+    starts = offsets[:-1] if call.argument(9, "include_last_offset", False) else offsets
+    return torch.bucketize(torch.arange(len(indices), device=indices.device), starts, right=True) - 1
 
 
 def _lookup(indices: Tensor, adjoint: Tensor, owners: Tensor, height: int, padding: int | None) -> LookupFactors:
