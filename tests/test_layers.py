@@ -20,7 +20,8 @@ LAYERS = (
     "store",  # rows, and what becomes of them on disk: numpy and zarr
     *("selection", "untouched"),
     *("decompose", "factors", "accumulate", "groups"),  # what a gradient is made of, and whose
-    *("calls", "adapters", "values", "modules", "composite", "bypass", "ops", "capture"),  # what a forward pass did
+    *("calls", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
+    *("values", "modules", "composite", "bypass", "ops", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey"),  # what a backward pass says about it
     *("session", "summarise", "finish", "standin"),  # one step, and its row
     *("graph", "graphing", "probing", "measure", "recorder"),  # what users call
