@@ -12,14 +12,16 @@ from gradtrace.accumulate import ParameterSum
 from gradtrace.gather import Gathered
 from gradtrace.pull import through_graph
 
+NEGLIGIBLE = 1e-3  # of the largest gradient: what a gradient that is zero but for rounding is measured against
 PROBES = 4  # random vectors that stand for a gradient that is never formed
 
 
 class Audit:
     """Autograd's own gradients of one step: differences of `p.grad`, or, where hooks of the user's change them, a pass.
 
-    residual = |sum of cells - g_autograd| / sum over rows of |a| |d|; where no factors are known, over the norms of the
-    cells' gradients. Dividing by |g_autograd| would raise false alarms where contributions cancel.
+    residual = |sum of cells - g_autograd| / sum over rows of |a| |d|. Where no factors are known the norms of the
+    cells' gradients take that place, or a thousandth of the model's largest gradient where that is more. Dividing by
+    |g_autograd| would raise false alarms where contributions cancel.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], edges: Mapping[str, GradientEdge]) -> None:
@@ -57,12 +59,13 @@ class Audit:
 
     def compare(self, gathered: Gathered) -> None:
         """The residual of every parameter of which something was gathered per group."""
+        largest = max((float(torch.linalg.vector_norm(g)) for g in self.reference.values()), default=0.0)
         for name, reference in self.reference.items():
             if gathered.rung_of(name).names:
-                self.residuals[name] = _residual(gathered.sum_of(name), reference)
+                self.residuals[name] = _residual(gathered.sum_of(name), reference, NEGLIGIBLE * largest)
 
 
-def _residual(total: ParameterSum, reference: Tensor) -> float:
+def _residual(total: ParameterSum, reference: Tensor, negligible: float) -> float:
     """Estimated from products with a few orthonormal random vectors, so that no gradient need be formed."""
     sides = total.gradient.sides
     columns = min(PROBES, sides[1])
@@ -72,7 +75,7 @@ def _residual(total: ParameterSum, reference: Tensor) -> float:
     expected = reference.reshape(sides).to(wide) @ probes
     size = float(torch.linalg.vector_norm(total.gradient.times(probes).to(wide) - expected))
     size *= (sides[1] / columns) ** 0.5
-    floor = total.scale if total.scale > 0 else _mass(total)  # the scale is NaN where factors are not known
+    floor = total.scale if total.scale > 0 else max(_mass(total), negligible)  # no scale where no factors are known
     return size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
 
 

@@ -9,7 +9,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from gradtrace.calls import OpCall, meta_like
 from gradtrace.composite import enterable, entered
 from gradtrace.modules import ModuleStack
 from gradtrace.ops import Op, Operand, OpKey, Output
-from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, tensors_in
+from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, routes, tensors_in
 
 _PLAIN = frozenset(
     [
@@ -126,7 +126,7 @@ class Capture(TorchFunctionMode):
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.batch_norms: list[Any] = []
         self.loose_ends: dict[tuple[Any, int], Tensor] = {}  # scalars nothing was computed from: losses, most likely
-        modules.on_enter = self._entered_model
+        modules.on_enter, modules.on_leave = self._entered_model, self._left_model
 
     @contextmanager
     def silence(self) -> Iterator[None]:
@@ -205,8 +205,15 @@ class Capture(TorchFunctionMode):
 
         return fire
 
-    def _entered_model(self, args: Any, kwargs: Any) -> None:
-        for tensor in tensors_in((args, kwargs)):
+    def _left_model(self, output: Any) -> None:
+        """What the model returns is the model's, also where an unseen call (a custom autograd function) made it."""
+        with self.silence():
+            for tensor in tensors_in(output):
+                if tensor.requires_grad and tensor.grad_fn is not None:
+                    self._produce(tensor, self._value(tensor))
+
+    def _entered_model(self, args: Any) -> None:
+        for tensor in tensors_in(args):
             if self._provenance[tensor].origin in (Origin.UNKNOWN, Origin.CONSTANT):
                 self._provenance[tensor] = DATA
 
@@ -226,7 +233,8 @@ class Capture(TorchFunctionMode):
         if len(tensors) == 1:
             self._note(result, self._moved(name, tensors[0], result, args, kwargs))
         else:
-            self._note(result, merged(values))
+            value = merged(values)
+            self._note(result, replace(value, routed=value.routed or routes(name, values)))
         self._mutated(name, args, kwargs, values)
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
@@ -255,7 +263,8 @@ class Capture(TorchFunctionMode):
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
         self._mutated(name, args, kwargs, values)
-        self._note(result, Value(Origin.DATA, sources=frozenset((op.number,)) if outputs else op.sources))
+        sources = frozenset((op.number,)) if outputs else op.sources
+        self._note(result, Value(Origin.DATA, sources=sources, routed=op.routed))
         if outputs:
             self._follow(op, outputs)
         return result
@@ -302,6 +311,7 @@ class Capture(TorchFunctionMode):
             context=self._listener.context,
             checkpointed=in_checkpoint(),
             unseen_input=all(v.origin is Origin.UNKNOWN for v in data),
+            routed=any(v.routed for v in values) or routes(name, values),
             input_shapes=tuple(
                 "x".join(map(str, t.shape))
                 for t in tensors_in((args, kwargs))
@@ -366,7 +376,7 @@ class Capture(TorchFunctionMode):
     def _moved(self, name: str, source: Tensor, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         value = self._value(source)
         if value.origin is not Origin.PARAMETER or not isinstance(result, Tensor):
-            return Value(value.origin, value.parameters, None, value.sources)
+            return replace(value, moves=None)
         move = move_of(name, source, result, args, kwargs) if value.moves is not None else None
         moves = None if move is None or value.moves is None else (*value.moves, move)
         return Value(Origin.PARAMETER, value.parameters, moves, value.sources)
@@ -381,18 +391,21 @@ class Capture(TorchFunctionMode):
                 continue  # the call handed a parameter through
             self._provenance[tensor] = value
             if tensor.requires_grad and tensor.grad_fn is not None:
-                edge = get_gradient_edge(tensor)
-                if tensor.dim() == 0 and tensor.is_floating_point():
-                    self.loose_ends[edge.node, edge.output_nr] = tensor
-                made = Produced(
-                    edge,
-                    meta_like(tensor),
-                    self._modules.inside,
-                    value.sources,
-                    self._listener.context,
-                    value.origin is Origin.PARAMETER,
-                )
-                self.produced.setdefault((edge.node, edge.output_nr), made)  # `out.float()` may hand `out` through
+                self._produce(tensor, value)
+
+    def _produce(self, tensor: Tensor, value: Value) -> None:
+        edge = get_gradient_edge(tensor)
+        if tensor.dim() == 0 and tensor.is_floating_point():
+            self.loose_ends[edge.node, edge.output_nr] = tensor
+        made = Produced(
+            edge,
+            meta_like(tensor),
+            self._modules.inside,
+            value.sources,
+            self._listener.context,
+            value.origin is Origin.PARAMETER,
+        )
+        self.produced.setdefault((edge.node, edge.output_nr), made)  # `out.float()` may hand `out` through
 
     def _used(self, tensors: Iterable[Tensor], result: Any) -> None:
         """Scalars that something differentiable was computed from are no loose ends any more."""
@@ -408,6 +421,7 @@ class Capture(TorchFunctionMode):
         if not isinstance(target, Tensor):
             return
         value = merged(values)
+        value = replace(value, routed=value.routed or routes(name, values))
         if self._provenance[target].moves == () and value.origin is Origin.PARAMETER:
             return  # a parameter renormalised or initialised in place stays itself
         for tensor in (target, target._base):

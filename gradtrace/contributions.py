@@ -79,7 +79,8 @@ def _puller(
 ) -> Callable[[Tensor], Tensor | None]:
     def pull(weights: Tensor) -> Tensor | None:
         kind = adjoint.real.dtype if adjoint.is_complex() else adjoint.dtype
-        masked = adjoint * weights.to(device=adjoint.device, dtype=kind)[owners]
+        factor = weights.to(device=adjoint.device, dtype=kind)[owners]
+        masked = torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)  # a NaN times zero is a NaN
         return through_op(op, output, masked, [operand])[0]
 
     return pull

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from gradtrace.audit import tolerance
 from gradtrace.gather import Rung
@@ -21,7 +22,8 @@ def judge(session: Session) -> None:
     memory = session.memory
     for name in session.audit.reference:
         residual = session.audit.residuals.get(name, float("nan"))
-        if not residual > tolerance_of(session, name):  # NaN is a gradient that is not finite, no failed audit
+        overflown = not bool(torch.isfinite(session.audit.reference[name]).all())
+        if overflown or not residual > tolerance_of(session, name):
             continue
         if "global" in session.gathered.rungs[name].names:
             why = f"groups do not add up to the gradient even over the whole graph (residual {residual:.1e})"

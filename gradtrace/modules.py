@@ -17,7 +17,8 @@ class ModuleStack:
         self._names = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
         self._running: list[str] = []
         self.entries: list[tuple[nn.Module, str, Any, Any]] = []  # outermost calls: module, name, args, kwargs
-        self.on_enter: Callable[[Any, Any], None] = lambda args, kwargs: None
+        self.on_enter: Callable[[Any], None] = lambda args: None
+        self.on_leave: Callable[[Any], None] = lambda output: None
 
     @property
     def name(self) -> str:
@@ -48,13 +49,15 @@ class ModuleStack:
         name = self._names.get(id(module))
         if name is not None:
             if not self._running:
-                self.on_enter(args, None)
+                self.on_enter(args)
             self._running.append(name)
 
     def _leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
         """Called with keyword arguments and output, or, when the forward pass raised, with the output alone."""
         if not self._running or id(module) not in self._names:
             return
+        if len(self._running) == 1:
+            self.on_leave(rest[-1])
         name = self._running.pop()
         if not self._running and len(rest) == 2:
             self.entries.append((module, name, args, rest[0]))

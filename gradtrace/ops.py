@@ -74,6 +74,7 @@ class Op:
     context: Any  # the labels of the samples this call worked on
     checkpointed: bool = False
     unseen_input: bool = False  # the data operand came from nowhere known: it may be a constant
+    routed: bool = False  # an index that may differ from step to step chose where rows stand
     input_shapes: tuple[str, ...] = ()
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
 

@@ -27,7 +27,8 @@ class Outlet:
         """`cotangent` with each sample's part multiplied by its weight; `weights` (samples,)."""
         shape = [-1 if a == self.axis else 1 for a in range(self.meta.dim())]
         dtype = cotangent.real.dtype if cotangent.is_complex() else cotangent.dtype
-        return cotangent * weights.to(device=cotangent.device, dtype=dtype).reshape(shape)
+        factor = weights.to(device=cotangent.device, dtype=dtype).reshape(shape)
+        return torch.where(factor == 0, torch.zeros_like(cotangent), cotangent * factor)
 
 
 def sample_axis(

@@ -56,7 +56,7 @@ def by_layout(session: Session, op: Op, output: int, n_samples: int) -> Tensor |
     meta = op.outputs[output].meta
     if n_samples == 1:
         return torch.zeros((1,) * meta.dim(), dtype=torch.int64)
-    layout = session.memory.layout(op.key, output)
+    layout = None if op.routed else session.memory.trusted(op.key, output)
     return layout.owners(meta.shape, n_samples) if layout else None
 
 
@@ -71,7 +71,7 @@ def _prepare_batch(session: Session, batch: Batch, outlets: list[Outlet], ops: l
     if (unsettled or audit) and any(has_region(o.edge.node) for o in outlets):
         with shadow_pass(session) as (shadow, root):
             prepare(shadow, [root], None)
-    elif unsettled:
+    elif unsettled or audit:
         probe = Probe.draw(session.capture, outlets, n_samples, session.memory.generator)
         _survey(session, probe, unsettled, audit=audit)
 
@@ -104,7 +104,7 @@ def _survey(session: Session, probe: Probe, ops: list[Op], *, audit: bool) -> No
     memory.unreached |= {key for slot, key in slots.items() if slot not in found and slot not in session.owners}
     for slot, (adjoint, decoded) in found.items():
         op = by_number[slot[0]]
-        settled = settle(decoded, op.key, slot[1], probe.n_samples, memory)
+        settled = settle(decoded, op, slot[1], probe.n_samples, memory)
         if settled is None:
             _mixed(session, op)
         else:
@@ -145,11 +145,10 @@ def _global_passes(
         why = "reentrant checkpointing allows no pass per group; checkpoint with use_reentrant=False"
         memory.ungrouped.update({name: f"{memory.opaque.get(name, 'coupled')}; {why}" for name in names})
         return
-    edges = [o.edge for o in outlets]
     live = [
         (outlet, cotangent)
         for root, given in zip(roots, cotangents, strict=True)
-        for outlet, cotangent in zip(outlets, local(root, given, edges), strict=True)
+        for outlet, cotangent in zip(outlets, _through_loss(root, given, outlets), strict=True)
         if cotangent is not None
     ]
     for cell in sorted({int(c) for o, _ in live for c in o.context.of_sample[:-1].tolist()}):
@@ -161,3 +160,16 @@ def _global_passes(
                 rung = session.gathered.rung_of(name)
                 rung.names.add("global")
                 rung.reason = memory.opaque.get(name, "samples are coupled, and coupling='loss'")
+
+
+def _through_loss(root: GradientEdge, given: Tensor, outlets: Sequence[Outlet]) -> list[Tensor | None]:
+    """The cotangents at the outlets, of paths that meet no other outlet on the way.
+
+    Nodes of custom autograd functions cannot be run one by one. Where the loss has one the engine makes the pass, which
+    counts a path through two outlets twice; the residual tells if there is one.
+    """
+    edges = [o.edge for o in outlets]
+    try:
+        return local(root, given, edges)
+    except TypeError:
+        return through_graph([root], [given], edges)

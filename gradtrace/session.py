@@ -23,7 +23,7 @@ from gradtrace.ops import Op, OpKey
 from gradtrace.prepare import by_layout, prepare
 from gradtrace.settings import Batch, Settings
 from gradtrace.survey import Memory, Slot
-from gradtrace.values import CONSTANT, Origin, Provenance, Value, tensors_in
+from gradtrace.values import FIXED, Origin, Provenance, Value, tensors_in
 
 
 class Session:
@@ -155,9 +155,11 @@ class Session:
     def _owners_of(self, op: Op, output: int, batch: Batch) -> Tensor | None:
         """As surveyed; for an op that only a recompute brought to light, as its layout or the shadow pass says."""
         found = self.owners.get((op.number, output))
+        if found is None:
+            found = self.owners_by_key.get((op.key, output))
         if found is None and batch.n_samples is not None:
             found = by_layout(self, op, output, batch.n_samples)
-        return found if found is not None else self.owners_by_key.get((op.key, output))
+        return found
 
     def _in_training_pass(self) -> bool:
         """Whether the running pass accumulates gradients: not one that merely asks `torch.autograd.grad` something."""
@@ -214,7 +216,7 @@ def _provenance(parameters: Mapping[str, Tensor], constants: Sequence[Tensor]) -
         provenance[parameter] = Value(Origin.PARAMETER, frozenset((name,)), ())
     for tensor in constants:
         if provenance[tensor].origin is Origin.UNKNOWN:
-            provenance[tensor] = CONSTANT
+            provenance[tensor] = FIXED
     return provenance
 
 

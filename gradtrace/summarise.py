@@ -39,7 +39,9 @@ def summarise(
         spectra=row.spectra,
         metrics=row.metrics,
         status=row.status,
-        inner_product=_inner_products(total, small, groups, ungrouped) / loss_scale**2,
+        inner_product=_with_norms(
+            _inner_products(total, small, groups, ungrouped) / loss_scale**2, row.metrics.get("gradient", {})
+        ),
         residual=residual,
         owner_residual=owner_residual,
     )
@@ -154,6 +156,13 @@ def _inner_products(total: ParameterSum, small: Any, groups: GroupsOfStep, ungro
     product[absent, :] = np.nan
     product[:, absent] = np.nan
     return product
+
+
+def _with_norms(products: np.ndarray, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The diagonal as the spectra have it: in sums of products it can cancel down to rounding errors."""
+    if "frobenius" in metrics:
+        np.fill_diagonal(products, np.where(np.isnan(np.diagonal(products)), np.nan, metrics["frobenius"] ** 2))
+    return products
 
 
 def _masked_product(member: np.ndarray, between: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ leave it as it was. Batch statistics count as constants in them, so that samples
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from gradtrace.outlets import Outlet, random_cotangent
 from gradtrace.ownership import MIXED, UNKNOWN, Codes, Layout, compact, layouts_of
 from gradtrace.pull import through_graph
 
+CONFIRMED = 3  # probes that must agree on a layout before it is used without one
 Slot = tuple[int, int]  # op number, output number
 
 
@@ -33,6 +35,7 @@ class Memory:
 
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0x67726164))
     layouts: dict[tuple[OpKey, int], list[Layout]] = field(default_factory=dict)
+    confirmed: Counter[tuple[OpKey, int]] = field(default_factory=Counter)
     transparent: set[OpKey] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)  # parameter -> why only the global way is left
     coupled: set[str] = field(default_factory=set)
@@ -57,9 +60,15 @@ class Memory:
             known = family[0] if family and all(v == family[0] for v in family) else []
         return known[0] if len(known) == 1 else None
 
+    def trusted(self, key: OpKey, output: int) -> Layout | None:
+        """The layout of an op's output once CONFIRMED probes agreed: a few routed rows may fit one by chance."""
+        sure = [k for (k, o), n in self.confirmed.items() if k.family == key.family and o == output and n >= CONFIRMED]
+        return self.layout(key, output) if sure else None
+
     def learn(self, key: OpKey, output: int, owners: Tensor, n_samples: int) -> None:
         """Keeps the layouts that explain these owners too."""
         fitting = layouts_of(owners, n_samples)
+        self.confirmed[key, output] += 1
         before = self.layouts.get((key, output))
         self.layouts[key, output] = fitting if before is None else [one for one in before if one in fitting]
 
@@ -114,16 +123,16 @@ def find_owners(probe: Probe, ops: Sequence[Op], memory: Memory) -> dict[Slot, t
     return found
 
 
-def settle(slot_owners: Tensor, key: OpKey, output: int, n_samples: int, memory: Memory) -> Tensor | None:
+def settle(slot_owners: Tensor, op: Op, output: int, n_samples: int, memory: Memory) -> Tensor | None:
     """Owners to use for an output, from what was decoded and what is known; None where samples are mixed."""
     if bool((slot_owners == MIXED).any()):
         return None
     if n_samples == 1:
         return torch.zeros((1,) * slot_owners.dim(), dtype=torch.int64)
-    if not bool((slot_owners != UNKNOWN).any()):
+    if op.routed or not bool((slot_owners != UNKNOWN).any()):
         return compact(slot_owners)
-    memory.learn(key, output, slot_owners, n_samples)
-    layout = memory.layout(key, output)
+    memory.learn(op.key, output, slot_owners, n_samples)
+    layout = memory.layout(op.key, output)
     full = layout.owners(slot_owners.shape, n_samples) if layout else None
     return full if full is not None else compact(slot_owners)
 

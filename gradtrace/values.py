@@ -6,7 +6,7 @@ The distinction decides what an *op* is: the call in which a value derived from 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -40,16 +40,21 @@ class Value:
     parameters: names it was derived from, when the origin is PARAMETER.
     moves: the index moves from that one parameter, outermost last; None when arithmetic came in between.
     sources: ids of the ops whose results flow into it.
+    fixed: it is the same in every step (a buffer, say), as far as is known.
+    routed: an index that may differ from step to step chose where its rows stand.
     """
 
     origin: Origin
     parameters: frozenset[str] = frozenset()
     moves: tuple[Move, ...] | None = None
     sources: frozenset[int] = frozenset()
+    fixed: bool = False
+    routed: bool = False
 
 
 UNKNOWN = Value(Origin.UNKNOWN)
 CONSTANT = Value(Origin.CONSTANT)
+FIXED = Value(Origin.CONSTANT, fixed=True)
 DATA = Value(Origin.DATA)
 
 
@@ -91,14 +96,31 @@ def merged(values: Iterable[Value]) -> Value:
     """The origin of a result computed from `values`: data wins over parameters, parameters over constants."""
     found = list(values)
     sources = frozenset().union(*(v.sources for v in found)) if found else frozenset()
+    routed = any(v.routed for v in found)
     if any(v.origin is Origin.DATA for v in found):
-        return Value(Origin.DATA, sources=sources)
+        return Value(Origin.DATA, sources=sources, routed=routed)
     if any(v.origin is Origin.UNKNOWN for v in found):
-        return Value(Origin.UNKNOWN, sources=sources)
+        return Value(Origin.UNKNOWN, sources=sources, routed=routed)
     if any(v.origin is Origin.PARAMETER for v in found):
         names = frozenset().union(*(v.parameters for v in found))
         return Value(Origin.PARAMETER, parameters=names, sources=sources)
-    return Value(Origin.CONSTANT, sources=sources)
+    return Value(Origin.CONSTANT, sources=sources, fixed=bool(found) and all(v.fixed for v in found))
+
+
+_ROUTES = frozenset(
+    {
+        *("__getitem__", "__setitem__", "gather", "take", "take_along_dim", "index_select", "index_add", "index_add_"),
+        *("index_copy", "index_copy_", "index_put", "index_put_", "masked_select", "masked_scatter", "_grouped_mm"),
+        *("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"),
+    }
+)
+
+
+def routes(name: str, values: Sequence[Value]) -> bool:
+    """Whether a call on `values` places rows by an index that may differ from step to step."""
+    if name in ("sort", "topk"):
+        return True
+    return name in _ROUTES and any(not v.fixed for v in values[1:])
 
 
 _SHAPE_ONLY = frozenset(

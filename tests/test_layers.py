@@ -19,10 +19,11 @@ LAYERS = (
     *("errors", "inputs", "metrics", "study"),
     "store",  # rows, and what becomes of them on disk: numpy and zarr
     *("selection", "untouched"),
-    *("decompose", "factors", "accumulate", "groups"),  # what a gradient is made of, and whose
+    *("decompose", "factors", "accumulate", "groups", "settings"),  # what a gradient is made of, and whose
     *("calls", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
     *("values", "modules", "composite", "bypass", "ops", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey"),  # what a backward pass says about it
+    *("gather", "audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
     *("graph", "graphing", "probing", "measure", "recorder"),  # what users call
     "door",  # `import gradtrace`: the public names

@@ -154,8 +154,8 @@ def test_a_penalty_on_the_weights_belongs_to_no_group() -> None:
     """It is part of the whole gradient and of nobody's share."""
     case = BY_NAME["mlp_vectors"]
     problem = case.build()
-    before = Snapshot.of(problem.model)
     expected = group_loss_gradients(case, torch.float64)
+    before = Snapshot.of(problem.model)
 
     def loss(output: Tensor) -> Tensor:
         return problem.loss_fn(output) + 0.1 * sum(p.square().sum() for p in problem.model.parameters())

@@ -47,6 +47,7 @@ def _row(point: EntryPoint) -> dict[str, Any]:
         ops = getattr(point.load(), "ops", None)
     except Exception as error:  # somebody else's code: it must not take the others down
         return row | {"error": f"{type(error).__name__}: {error}"}
+    ops = [ops] if isinstance(ops, str) else ops
     return row | {"ops": sorted(map(_op_name, ops)) if isinstance(ops, list | tuple | set | frozenset | dict) else None}
 
 
