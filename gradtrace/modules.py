@@ -14,7 +14,7 @@ class ModuleStack:
     """The modules of one model that are running now, innermost last. Uses torch's global hooks, none on the model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
+        self._names = {id(module): name for name, module in model.named_modules()}
         self._running: list[str] = []
         self.entries: list[tuple[nn.Module, str, Any, Any]] = []  # outermost calls: module, name, args, kwargs
         self.on_enter: Callable[[Any], None] = lambda args: None
