@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 
 class ModuleStack:
@@ -42,6 +46,7 @@ class ModuleStack:
         finally:
             for handle in handles:
                 handle.remove()
+                _global_forward_hooks_with_kwargs.pop(handle.id, None)  # `remove` forgets this entry
             self._running.clear()
             self.entries.clear()
 

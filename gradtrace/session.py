@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -78,7 +80,7 @@ class Session:
     @contextmanager
     def watching(self) -> Iterator[Session]:
         """Forward and backward passes inside are traced."""
-        with self.modules.watching(), self.capture:
+        with _uncompiled(), self.modules.watching(), self.capture:
             yield self
 
     def begin_batch(self, groups: Any) -> None:
@@ -208,6 +210,18 @@ class Session:
         self.gathered.release()
         for op in self.seen:
             op.release()
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled models run as written meanwhile: the compiler would trace what watches the calls."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # a compiled wrapper warns of our hooks, which look at the modules inside it alone
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
+        yield
 
 
 def _provenance(parameters: Mapping[str, Tensor], constants: Sequence[Tensor]) -> Provenance:

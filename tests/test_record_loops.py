@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 import gradtrace as gt
 from tests.case import FEATURES, HIDDEN, OUTPUT, SAMPLES
@@ -223,7 +224,6 @@ def test_steps_that_reuse_the_same_tensors(tmp_path: Path) -> None:
     assert "encoder.0.weight" not in tree.children or np.isnan(tree["encoder.0.weight"]["gradient"]).all()
 
 
-@pytest.mark.xfail(reason="the compiler tries to trace what watches the torch calls", strict=True)
 def test_the_compiled_model_is_recorded(tmp_path: Path) -> None:
     """torch.compile with a backend that runs the captured graph as it is."""
 
@@ -237,7 +237,11 @@ def test_the_compiled_model_is_recorded(tmp_path: Path) -> None:
     plain = model()
     loop(plain, None)
     traced, tree = record(loop, tmp_path / "run.zarr")
-    assert Snapshot.of(traced).changes_since(Snapshot.of(plain)) == []
+    changed = Snapshot.of(traced).changes_since(Snapshot.of(plain))
+    assert [
+        name for name in changed if not name.startswith("attributes of")
+    ] == []  # the compiler marks what it compiles
+    assert not _has_any_global_hook()
     node = tree["encoder.0.weight"]
     assert node.attrs["rung"] != "ungrouped"
     assert float(node["residual"].max()) < 1e-12
