@@ -240,7 +240,7 @@ def test_the_compiled_model_is_recorded(tmp_path: Path) -> None:
     changed = Snapshot.of(traced).changes_since(Snapshot.of(plain))
     assert [
         name for name in changed if not name.startswith("attributes of")
-    ] == []  # the compiler marks what it compiles
+    ] == []  # the compiler marks parameters
     assert not _has_any_global_hook()
     node = tree["encoder.0.weight"]
     assert node.attrs["rung"] != "ungrouped"
