@@ -7,74 +7,43 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode, resolve_name
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from gradtrace.adapters import Registry
 from gradtrace.bypass import NODE, Bypass
 from gradtrace.calls import OpCall, meta_like
 from gradtrace.composite import enterable, entered
+from gradtrace.flow import Flow
 from gradtrace.modules import ModuleStack
 from gradtrace.ops import Op, Operand, OpKey, Output
-from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, routes, tensors_in
+from gradtrace.values import DATA, Origin, Provenance, Value, merged, routes, tensors_in
 
 _PLAIN = frozenset(
-    [
-        "size",
-        "dim",
-        "ndimension",
-        "stride",
-        "numel",
-        "nelement",
-        "is_floating_point",
-        "is_complex",
-        "is_contiguous",
-        "storage_offset",
-        "data_ptr",
-        "element_size",
-        "item",
-        "tolist",
-        "numpy",
-        "get_device",
-        "_set_grad_enabled",
-        "is_nonzero",
-        "is_signed",
-        "is_same_size",
-        "__len__",
-        "__format__",
-        "__repr__",
-        "__bool__",
-        "__int__",
-        "__float__",
-        "__hash__",
-        "__index__",
-        "untyped_storage",
-        "has_names",
-        "retain_grad",
-    ]
+    {
+        *("size", "dim", "ndimension", "stride", "numel", "nelement", "is_floating_point", "is_complex"),
+        *("is_contiguous", "storage_offset", "data_ptr", "element_size", "item", "tolist", "numpy", "get_device"),
+        *(
+            "_set_grad_enabled",
+            "is_nonzero",
+            "is_signed",
+            "is_same_size",
+            "__len__",
+            "__format__",
+            "__repr__",
+            "__bool__",
+        ),
+        *("__int__", "__float__", "__hash__", "__index__", "untyped_storage", "has_names", "retain_grad"),
+    }
 )
 _GETTERS_OF_TENSORS = frozenset(("T", "mT", "H", "mH", "data", "real", "imag"))
-_IN_PLACE_OPERATORS = frozenset(
-    [
-        "__setitem__",
-        "__iadd__",
-        "__isub__",
-        "__imul__",
-        "__itruediv__",
-        "__ifloordiv__",
-        "__ipow__",
-        "__iand__",
-        "__ior__",
-        "__ixor__",
-    ]
-)
 
 
 class Listener(Protocol):
@@ -95,37 +64,22 @@ class Listener(Protocol):
     def transparent(self, key: OpKey) -> bool: ...
 
 
-@dataclass(frozen=True)
-class Produced:
-    """A tensor that a call made: its edge then, its shape, and whether the model was running."""
-
-    edge: GradientEdge
-    meta: Tensor
-    inside: bool
-    sources: frozenset[int]
-    context: Any
-    parameter_only: bool
-
-
 class Capture(TorchFunctionMode):
-    """The torch-function mode of one traced step. `produced` maps an edge (node, number) to what came out there."""
+    """The torch-function mode of one traced step; `flow` knows where its values come from."""
 
     def __init__(self, modules: ModuleStack, provenance: Provenance, adapters: Registry, listener: Listener) -> None:
         super().__init__()
         self.bypass: Bypass | None = None
-        self.leaf_hooks: list[
-            Any
-        ] = []  # the users' hooks on parameters: autograd calls them in any pass that ends there
-        self._modules, self._provenance = modules, provenance
+        self.leaf_hooks: list[Any] = []  # the user's hooks on parameters: they fire in any pass that ends there
+        self._modules = modules
+        self.flow = Flow(provenance, lambda: modules.inside, lambda: listener.context, self._watch_recompute)
         self._adapters, self._listener = adapters, listener
         self._silent = False
         self._calls: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
         self._numbers = 0
         self._effective: set[tuple[Any, int]] = set()
         self._recomputed: set[Any] = set()
-        self.produced: dict[tuple[Any, int], Produced] = {}
         self.batch_norms: list[Any] = []
-        self.loose_ends: dict[tuple[Any, int], Tensor] = {}  # scalars nothing was computed from: losses, most likely
         modules.on_enter, modules.on_leave = self._entered_model, self._left_model
 
     @contextmanager
@@ -151,8 +105,7 @@ class Capture(TorchFunctionMode):
 
     def forget(self) -> None:
         """Drop everything that refers to the graph of the steps seen so far."""
-        self.loose_ends.clear()
-        self.produced.clear()
+        self.flow.forget()
         self._effective.clear()
         self._recomputed.clear()
         self.batch_norms.clear()
@@ -184,7 +137,7 @@ class Capture(TorchFunctionMode):
         if torch._C._current_graph_task_id() != -1 and not _in_reentrant_recompute():
             return func(*args, **kwargs)
         if self.bypass is not None:
-            return self.bypass.call(self._call, func, name, args, kwargs, self._provenance)
+            return self.bypass.call(self._call, func, name, args, kwargs, self.flow.provenance)
         return self._call(func, name, args, kwargs)
 
     def _getter(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -193,7 +146,7 @@ class Capture(TorchFunctionMode):
         if attribute == "grad_fn" and result is not None and result.name() == "BackwardHookFunctionBackward":
             return _QuietNode(result, self._quiet)
         if isinstance(result, Tensor) and attribute in _GETTERS_OF_TENSORS:
-            self._note(result, self._moved(attribute, args[0], result, args, {}))
+            self.flow.note(result, self.flow.moved(attribute, args[0], result, args, {}))
         return result
 
     def _quiet(self, hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,32 +163,32 @@ class Capture(TorchFunctionMode):
         with self.silence():
             for tensor in tensors_in(output):
                 if tensor.requires_grad and tensor.grad_fn is not None:
-                    self._produce(tensor, self._value(tensor))
+                    self.flow.produce(tensor, self.flow.value(tensor))
 
     def _entered_model(self, args: Any) -> None:
         for tensor in tensors_in(args):
-            if self._provenance[tensor].origin in (Origin.UNKNOWN, Origin.CONSTANT):
-                self._provenance[tensor] = DATA
+            if self.flow.provenance[tensor].origin in (Origin.UNKNOWN, Origin.CONSTANT):
+                self.flow.provenance[tensor] = DATA
 
     # ------------------------------------------------------------------ calls
 
     def _call(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_in((args, kwargs)))
-        values = [self._value(t) for t in tensors]
+        values = [self.flow.value(t) for t in tensors]
         weights = [t for t, v in zip(tensors, values, strict=True) if v.origin is Origin.PARAMETER and t.requires_grad]
         meets = any(v.origin in (Origin.DATA, Origin.UNKNOWN) for v in values)
         if weights and meets and torch.is_grad_enabled():
             return self._op(func, name, args, kwargs, values)
         result = func(*args, **kwargs)
-        self._used(tensors, result)
+        self.flow.used(tensors, result)
         if not tensors and not self._modules.inside:
             return result  # data may be made within the step; only what the model makes by itself is a constant
         if len(tensors) == 1:
-            self._note(result, self._moved(name, tensors[0], result, args, kwargs))
+            self.flow.note(result, self.flow.moved(name, tensors[0], result, args, kwargs))
         else:
             value = merged(values)
-            self._note(result, replace(value, routed=value.routed or routes(name, values)))
-        self._mutated(name, args, kwargs, values)
+            self.flow.note(result, replace(value, routed=value.routed or routes(name, values)))
+        self.flow.mutated(name, args, kwargs, values)
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
         return result
@@ -254,17 +207,17 @@ class Capture(TorchFunctionMode):
                 return entered(func)(*args, **kwargs)
         op = self._begin(func, name, args, kwargs, operands, values)
         result = func(*args, **kwargs)
-        self._used(tensors_in((args, kwargs)), result)
+        self.flow.used(tensors_in((args, kwargs)), result)
         if self._listener.transparent(op.key):
             names = frozenset().union(*(o.value.parameters for o in operands))
-            self._note(result, Value(Origin.PARAMETER, parameters=names, sources=op.sources))
+            self.flow.note(result, Value(Origin.PARAMETER, parameters=names, sources=op.sources))
             return result
         outputs = [t for t in tensors_in(result) if t.requires_grad]
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
-        self._mutated(name, args, kwargs, values)
+        self.flow.mutated(name, args, kwargs, values)
         sources = frozenset((op.number,)) if outputs else op.sources
-        self._note(result, Value(Origin.DATA, sources=sources, routed=op.routed))
+        self.flow.note(result, Value(Origin.DATA, sources=sources, routed=op.routed))
         if outputs:
             self._follow(op, outputs)
         return result
@@ -272,7 +225,7 @@ class Capture(TorchFunctionMode):
     def _operands(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Operand]:
         plain_args, plain_kwargs = _detached(args), _detached(kwargs)
         for path, tensor in _paths(args, kwargs):
-            value = self._provenance[tensor]
+            value = self.flow.provenance[tensor]
             if value.origin is Origin.PARAMETER and tensor.requires_grad:
                 adapter = self._adapters.claimant(OpCall(func, plain_args, plain_kwargs, path))
                 edge = get_gradient_edge(tensor)
@@ -315,7 +268,7 @@ class Capture(TorchFunctionMode):
             input_shapes=tuple(
                 "x".join(map(str, t.shape))
                 for t in tensors_in((args, kwargs))
-                if self._value(t).origin is not Origin.PARAMETER
+                if self.flow.value(t).origin is not Origin.PARAMETER
             ),
             versions=[(t, t._version) for t in tensors_in((plain_args, plain_kwargs)) if not t.is_inference()],
         )
@@ -338,95 +291,12 @@ class Capture(TorchFunctionMode):
             with torch.no_grad(), self.silence():
                 self._listener.effective(edge, grad)
 
-    # ------------------------------------------------------------------ bookkeeping
-
-    def _value(self, tensor: Tensor) -> Value:
-        value = self._provenance[tensor]
-        if tensor.grad_fn is not None and tensor.grad_fn.name() == NODE:
-            self._watch_recompute(tensor.grad_fn)
-        if value.origin is Origin.UNKNOWN and tensor.grad_fn is not None and not value.sources:
-            value = Value(Origin.UNKNOWN, sources=self._sources_behind(tensor.grad_fn))
-            self._provenance[tensor] = value
-        return value
-
     def _watch_recompute(self, node: Any) -> None:
         """A reentrant checkpoint runs its part of the forward pass again, in the backward pass, where no mode is on."""
         if node not in self._recomputed:
             self._recomputed.add(node)
             node.register_prehook(lambda grads: None if self._silent else _push_mode(self))
             node.register_hook(lambda *_: None if self._silent else _pop_mode() and None)
-
-    def _sources_behind(self, node: Any, most: int = 500) -> frozenset[int]:
-        """The ops behind a tensor that an unseen call (a custom autograd function) made, by walking the graph."""
-        found: set[int] = set()
-        seen: set[Any] = set()
-        queue = [node]
-        by_node = {edge[0]: made for edge, made in self.produced.items()}
-        while queue and len(seen) < most:
-            here = queue.pop()
-            if here in seen or here is None:
-                continue
-            seen.add(here)
-            if here in by_node:
-                found |= by_node[here].sources
-            else:
-                queue.extend(parent for parent, _ in here.next_functions)
-        return frozenset(found)
-
-    def _moved(self, name: str, source: Tensor, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        value = self._value(source)
-        if value.origin is not Origin.PARAMETER or not isinstance(result, Tensor):
-            return replace(value, moves=None)
-        move = move_of(name, source, result, args, kwargs) if value.moves is not None else None
-        moves = None if move is None or value.moves is None else (*value.moves, move)
-        return Value(Origin.PARAMETER, value.parameters, moves, value.sources)
-
-    def _note(self, result: Any, value: Value) -> None:
-        for tensor in tensors_in(result):
-            if value.origin is Origin.PARAMETER and not tensor.requires_grad:
-                self._provenance[tensor] = CONSTANT
-                continue
-            known = self._provenance[tensor]
-            if known.origin is Origin.PARAMETER and value.origin is Origin.PARAMETER and known.moves == ():
-                continue  # the call handed a parameter through
-            self._provenance[tensor] = value
-            if tensor.requires_grad and tensor.grad_fn is not None:
-                self._produce(tensor, value)
-
-    def _produce(self, tensor: Tensor, value: Value) -> None:
-        edge = get_gradient_edge(tensor)
-        if tensor.dim() == 0 and tensor.is_floating_point():
-            self.loose_ends[edge.node, edge.output_nr] = tensor
-        made = Produced(
-            edge,
-            meta_like(tensor),
-            self._modules.inside,
-            value.sources,
-            self._listener.context,
-            value.origin is Origin.PARAMETER,
-        )
-        self.produced.setdefault((edge.node, edge.output_nr), made)  # `out.float()` may hand `out` through
-
-    def _used(self, tensors: Iterable[Tensor], result: Any) -> None:
-        """Scalars that something differentiable was computed from are no loose ends any more."""
-        if self.loose_ends and any(t.requires_grad for t in tensors_in(result)):
-            for tensor in tensors:
-                if tensor.dim() == 0 and tensor.grad_fn is not None:
-                    edge = get_gradient_edge(tensor)
-                    self.loose_ends.pop((edge.node, edge.output_nr), None)
-
-    def _mutated(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Value]) -> None:
-        in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
-        target = args[0] if in_place and args else kwargs.get("out")
-        if not isinstance(target, Tensor):
-            return
-        value = merged(values)
-        value = replace(value, routed=value.routed or routes(name, values))
-        if self._provenance[target].moves == () and value.origin is Origin.PARAMETER:
-            return  # a parameter renormalised or initialised in place stays itself
-        for tensor in (target, target._base):
-            if tensor is not None:
-                self._note(tensor, merged([self._value(tensor), value]))
 
     def _note_batch_norm(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         training = args[5] if len(args) > 5 else kwargs.get("training", False)
@@ -469,11 +339,6 @@ def _base_of(tensor: Tensor, born: int) -> Tensor:
         return tensor
     plain = base.numel() == tensor.numel() and base.is_contiguous() and tensor.is_contiguous()
     return base if plain else tensor
-
-
-def full_name(function: Callable[..., Any]) -> str:
-    """The function's public name, such as `torch.nn.functional.linear`."""
-    return resolve_name(function) or getattr(function, "__qualname__", str(function))
 
 
 def in_checkpoint() -> bool:

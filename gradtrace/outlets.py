@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.capture import Produced
 from gradtrace.errors import GroupError
+from gradtrace.flow import Produced
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ def prepare(session: Session, roots: Sequence[GradientEdge], cotangents: Sequenc
     cotangents: what the pass starts with; None where it has begun already, and no pass through the loss is possible.
     """
     contexts = {id(op.context): op.context for op in session.live}
-    contexts |= {id(made.context): made.context for made in session.capture.produced.values()}
+    contexts |= {id(made.context): made.context for made in session.capture.flow.produced.values()}
     counts = {key: batch.n_samples for key, batch in contexts.items()}
     outlets = outlets_of(
-        roots, session.capture.produced, counts, session.settings.sample_dim, session.memory.sample_axes
+        roots, session.capture.flow.produced, counts, session.settings.sample_dim, session.memory.sample_axes
     )
     if not outlets:
         raise CaptureError(

@@ -122,7 +122,7 @@ class Session:
     def _prepare_late(self) -> None:
         """At the first adjoint of a pass that nobody announced (`torch.autograd.backward`): the part of the graph that
         belongs to the loss has run, that of the model is still whole."""
-        roots = list(self.capture.loose_ends.values())
+        roots = list(self.capture.flow.loose_ends.values())
         if not roots:
             raise CaptureError("A backward pass began, and no scalar loss was seen. Call backward on a scalar loss.")
         for root in roots:

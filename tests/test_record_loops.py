@@ -238,9 +238,7 @@ def test_the_compiled_model_is_recorded(tmp_path: Path) -> None:
     loop(plain, None)
     traced, tree = record(loop, tmp_path / "run.zarr")
     changed = Snapshot.of(traced).changes_since(Snapshot.of(plain))
-    assert [
-        name for name in changed if not name.startswith("attributes of")
-    ] == []  # the compiler marks parameters
+    assert [name for name in changed if not name.startswith("attributes of")] == []  # the compiler marks parameters
     assert not _has_any_global_hook()
     node = tree["encoder.0.weight"]
     assert node.attrs["rung"] != "ungrouped"
