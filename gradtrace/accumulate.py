@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import singular_values, triangle
+from gradtrace.decompose.dense import narrowed, singular_values, triangle
 from gradtrace.decompose.factored import SmallFactors
 from gradtrace.factors import LookupFactors, OuterFactors
 
@@ -42,6 +42,8 @@ class KindRows:
             return dict(self.folded)
         rows = torch.cat([p for p, _ in self.parts])
         rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
+        if not self.folded and bool(torch.isfinite(rows).all()):
+            rows = narrowed(rows)  # once, for all cells and groups; one row that is not finite would spoil all
         cells = torch.cat([c for _, c in self.parts])
         present = torch.unique(cells).tolist()
         found = {c: rows.index_select(0, (cells == c).nonzero(as_tuple=True)[0]) for c in present}
