@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class Memory:
 
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0x67726164))
     layouts: dict[tuple[OpKey, int], list[Layout]] = field(default_factory=dict)
-    confirmed: Counter[tuple[OpKey, int]] = field(default_factory=Counter)
+    confirmed: Counter[tuple[OpKey, int]] = field(default_factory=Counter)  # probes that a layout has explained
+    sure: set[tuple[Any, int]] = field(default_factory=set)  # families of ops with enough of them
     transparent: set[OpKey] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)  # parameter -> why only the global way is left
     coupled: set[str] = field(default_factory=set)
@@ -62,13 +64,14 @@ class Memory:
 
     def trusted(self, key: OpKey, output: int) -> Layout | None:
         """The layout of an op's output once CONFIRMED probes agreed: a few routed rows may fit one by chance."""
-        sure = [k for (k, o), n in self.confirmed.items() if k.family == key.family and o == output and n >= CONFIRMED]
-        return self.layout(key, output) if sure else None
+        return self.layout(key, output) if (key.family, output) in self.sure else None
 
     def learn(self, key: OpKey, output: int, owners: Tensor, n_samples: int) -> None:
         """Keeps the layouts that explain these owners too."""
         fitting = layouts_of(owners, n_samples)
         self.confirmed[key, output] += 1
+        if self.confirmed[key, output] >= CONFIRMED:
+            self.sure.add((key.family, output))
         before = self.layouts.get((key, output))
         self.layouts[key, output] = fitting if before is None else [one for one in before if one in fitting]
 
