@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradtrace.decompose.dense import narrowed, singular_values, triangle
 from gradtrace.decompose.factored import SmallFactors
-from gradtrace.factors import LookupFactors, OuterFactors
+from gradtrace.factors import LookupFactors, Norms
 
 
 @dataclass
@@ -173,13 +173,13 @@ class ParameterSum:
         setattr(self, kind, None)
         self.absent.setdefault(kind, why)
 
-    def add_power(self, activation: Tensor, adjoint: Tensor, cells: Tensor) -> None:
+    def add_power(self, norms: Norms, cells: Tensor) -> None:
         """Adds the squared norms behind the rounding bound eps |A_g| |D_g|."""
-        squares = [torch.linalg.vector_norm(m, dim=1).double() ** 2 for m in (activation, adjoint)]
         for cell in torch.unique(cells).tolist():
             here = cells == cell
             a, d = self.power.get(cell, (0.0, 0.0))
-            self.power[cell] = (a + float(squares[0][here].sum()), d + float(squares[1][here].sum()))
+            more = [float(n[here].square().sum()) for n in (norms.activation, norms.adjoint)]
+            self.power[cell] = (a + more[0], d + more[1])
 
     def spectrum_of(self, cells: Sequence[int], small: SmallFactors | None) -> Tensor:
         """Singular values of the gradient summed over `cells`."""
@@ -200,13 +200,6 @@ class ParameterSum:
             return sum(counts[1:], counts[0]).double().sqrt().sort(descending=True).values
         rows = [matrices[c] for c in cells if c in matrices]
         return singular_values(torch.cat(rows)) if rows else torch.zeros(0, dtype=torch.float64)
-
-
-def outer_in_place(factors: OuterFactors, transposed: bool) -> tuple[Tensor, Tensor]:
-    """L and R with G = L^T R in the parameter's orientation, for a weight that is a matrix."""
-    activation = factors.activation.conj()
-    rows_first = factors.order == (0, 1)
-    return (activation, factors.adjoint) if rows_first != transposed else (factors.adjoint, activation)
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from gradtrace.calls import OpCall
+from gradtrace.calls import Adjoint, OpCall, Path
 from gradtrace.errors import AdapterError
 from gradtrace.factors import Factors
 
@@ -30,6 +30,26 @@ class Adapter(Protocol):
     def claims(self, call: OpCall) -> bool: ...
 
     def factors(self, call: OpCall, adjoint: Tensor) -> Factors: ...
+
+
+@runtime_checkable
+class JointAdapter(Adapter, Protocol):
+    """An adapter whose factors come out of one computation for all weights and all outputs of a call.
+
+    A recurrent layer: the adjoints of its output and of its last state run back through the same steps, and add up.
+    joint_factors: for every weight of the call (by its path) the factors for all `adjoints` (by output) together.
+    """
+
+    def joint_factors(
+        self, call: OpCall, weights: Sequence[Path], adjoints: Mapping[int, Adjoint]
+    ) -> Mapping[Path, Factors]: ...
+
+
+@runtime_checkable
+class NotingAdapter(Adapter, Protocol):
+    """An adapter that needs something of the moment before the call: `note` is asked then, for `OpCall.noted`."""
+
+    def note(self, call: OpCall) -> Any: ...
 
 
 @dataclass(frozen=True)

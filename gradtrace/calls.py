@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gradtrace.errors import AdapterError
 
+Path = tuple[int | str, ...]  # where a tensor stands among a call's arguments
+
 
 @dataclass(frozen=True)
 class OpCall:
@@ -21,14 +23,18 @@ class OpCall:
     output: shape and dtype of the output, as a tensor on the meta device.
     owners: the sample that owns each element of the output, -1 for none: with as many axes as the output, each of the
     output's size or, where the owner does not vary along it, of size one.
+    position: which of the call's outputs that is.
+    noted: what the adapter noted just before the call (see `gradtrace.adapters.NotingAdapter`).
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    operand: tuple[int | str, ...] = (1,)
+    operand: Path = (1,)
     output: Tensor | None = None
     owners: Tensor | None = None
+    position: int = 0
+    noted: Any = None
 
     @property
     def name(self) -> str:
@@ -39,8 +45,12 @@ class OpCall:
     @property
     def weight(self) -> Tensor:
         """The effective weight, detached."""
-        value: Any = self.kwargs[self.operand[0]] if isinstance(self.operand[0], str) else self.args[self.operand[0]]
-        for key in self.operand[1:]:
+        return self.at(self.operand)
+
+    def at(self, path: Path) -> Tensor:
+        """The tensor at a path among the arguments."""
+        value: Any = self.kwargs[path[0]] if isinstance(path[0], str) else self.args[path[0]]
+        for key in path[1:]:
             value = value[key]
         return value
 
@@ -60,11 +70,24 @@ class OpCall:
             raise AdapterError(
                 f"The owners of `{self.name}` are not known yet; ask for them in `factors`, not `claims`."
             )
-        if any(size != 1 for axis, size in enumerate(self.owners.shape) if axis not in axes):
-            raise RowsCutError(self.name)
-        order = [*axes, *(a for a in range(self.owners.dim()) if a not in axes)]
-        kept = self.owners.permute(order).reshape([self.owners.shape[a] for a in axes])
-        return kept.expand(shape).reshape(-1)
+        return owner_rows(self.name, self.owners, axes, shape)
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """The adjoint of one output of a call, and the owner of every element of it (as `OpCall.owners`)."""
+
+    value: Tensor
+    owners: Tensor
+
+
+def owner_rows(name: str, owners: Tensor, axes: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """Owners of the rows spanned by `axes` (of sizes `shape`), flat; RowsCutError where an owner cuts a row."""
+    if any(size != 1 for axis, size in enumerate(owners.shape) if axis not in axes):
+        raise RowsCutError(name)
+    order = [*axes, *(a for a in range(owners.dim()) if a not in axes)]
+    kept = owners.permute(order).reshape([owners.shape[a] for a in axes])
+    return kept.expand(shape).reshape(-1)
 
 
 class RowsCutError(AdapterError):

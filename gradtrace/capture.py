@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
-from gradtrace.adapters import Registry
+from gradtrace.adapters import NotingAdapter, Registry
 from gradtrace.bypass import NODE, Bypass
 from gradtrace.calls import OpCall, meta_like
 from gradtrace.composite import enterable, entered
@@ -57,7 +57,7 @@ class Listener(Protocol):
 
     def effective(self, edge: GradientEdge, grad: Tensor) -> None: ...
 
-    def before_backward(self, root: Tensor, gradient: Tensor | None) -> None: ...
+    def before_backward(self, root: Tensor, gradient: Tensor | None, retained: bool) -> None: ...
 
     def after_backward(self, retained: bool) -> None: ...
 
@@ -122,15 +122,16 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self._silent or name in _PLAIN:
+        if self._silent or name in _PLAIN or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
         if name == "__get__":
             return self._getter(func, args)
         if name == "backward" and func is Tensor.backward:
             asked = dict(zip(("root", "gradient", "retain_graph", "create_graph"), args, strict=False)) | kwargs
-            self._listener.before_backward(args[0], asked.get("gradient"))
+            retained = bool(asked.get("retain_graph") or asked.get("create_graph"))
+            self._listener.before_backward(args[0], asked.get("gradient"), retained)
             result = func(*args, **kwargs)
-            self._listener.after_backward(bool(asked.get("retain_graph") or asked.get("create_graph")))
+            self._listener.after_backward(retained)
             return result
         if name == "register_hook" and func is Tensor.register_hook:
             return func(args[0], self._quiet(args[1] if len(args) > 1 else kwargs["hook"]))
@@ -187,7 +188,8 @@ class Capture(TorchFunctionMode):
             self.flow.note(result, self.flow.moved(name, tensors[0], result, args, kwargs))
         else:
             value = merged(values)
-            self.flow.note(result, replace(value, routed=value.routed or routes(name, values)))
+            value = replace(value, routed=value.routed or routes(name, values))
+            self.flow.note(result, value, border=func is torch.autograd.grad)  # a graph of its own leads to parameters
         self.flow.mutated(name, args, kwargs, values)
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
@@ -212,12 +214,12 @@ class Capture(TorchFunctionMode):
             names = frozenset().union(*(o.value.parameters for o in operands))
             self.flow.note(result, Value(Origin.PARAMETER, parameters=names, sources=op.sources))
             return result
-        outputs = [t for t in tensors_in(result) if t.requires_grad]
+        outputs = [(i, t) for i, t in enumerate(tensors_in(result)) if t.requires_grad]
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
         self.flow.mutated(name, args, kwargs, values)
         sources = frozenset((op.number,)) if outputs else op.sources
-        self.flow.note(result, Value(Origin.DATA, sources=sources, routed=op.routed))
+        self.flow.note(result, Value(Origin.DATA, sources=sources, routed=op.routed), border=True)
         if outputs:
             self._follow(op, outputs)
         return result
@@ -271,13 +273,14 @@ class Capture(TorchFunctionMode):
                 if self.flow.value(t).origin is not Origin.PARAMETER
             ),
             versions=[(t, t._version) for t in tensors_in((plain_args, plain_kwargs)) if not t.is_inference()],
+            notes=_notes(func, plain_args, plain_kwargs, operands),
         )
 
-    def _follow(self, op: Op, outputs: list[Tensor]) -> None:
-        for position, tensor in enumerate(outputs):
+    def _follow(self, op: Op, outputs: list[tuple[int, Tensor]]) -> None:
+        for place, (position, tensor) in enumerate(outputs):
             source = _base_of(tensor, op.born)
-            op.outputs.append(Output(get_gradient_edge(source), meta_like(tensor), tuple(source.shape)))
-            source.register_hook(functools.partial(self._adjoint, op, position))
+            op.outputs.append(Output(get_gradient_edge(source), meta_like(tensor), tuple(source.shape), position))
+            source.register_hook(functools.partial(self._adjoint, op, place))
         op.versions = [(t, t._version) for t, _ in op.versions]  # as the call left them
         self._listener.captured(op)
 
@@ -339,6 +342,16 @@ def _base_of(tensor: Tensor, born: int) -> Tensor:
         return tensor
     plain = base.numel() == tensor.numel() and base.is_contiguous() and tensor.is_contiguous()
     return base if plain else tensor
+
+
+def _notes(func: Callable[..., Any], args: Any, kwargs: Any, operands: list[Operand]) -> dict[str, Any]:
+    """What adapters note just before the call, by their names."""
+    first = {o.adapter.name: o for o in reversed(operands) if o.adapter}
+    return {
+        name: o.adapter.note(OpCall(func, args, kwargs, o.path))
+        for name, o in first.items()
+        if isinstance(o.adapter, NotingAdapter)
+    }
 
 
 def in_checkpoint() -> bool:

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtrace.calls import OpCall, meta_like
-
-Path = tuple[int | str, ...]
+from gradtrace.calls import OpCall, Path, meta_like
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:

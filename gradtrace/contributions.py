@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.calls import RowsCutError
+from gradtrace.adapters import JointAdapter
+from gradtrace.calls import Adjoint, Path, RowsCutError
 from gradtrace.errors import AdapterError
 from gradtrace.factors import Factors
 from gradtrace.ops import Op, Operand
@@ -22,6 +24,7 @@ class Factored:
     """An operand's contribution as factors (rung *factored*)."""
 
     operand: Operand
+    output: int
     factors: Factors
 
 
@@ -30,6 +33,7 @@ class Local:
     """An operand's contribution, to be pulled back through the op for any weighting of its samples (rung *local*)."""
 
     operand: Operand
+    output: int
     pull: Callable[[Tensor], Tensor | None]  # a factor per sample (samples + 1,) -> gradient at the effective weight
     adjoint: Tensor
     owners: Tensor
@@ -44,39 +48,73 @@ class Local:
         return found
 
 
-def contributions(op: Op, output: int, adjoint: Tensor, owners: Tensor) -> list[Factored | Local]:
-    """One contribution per operand of `op`, from the adjoint of one of its outputs.
+def contributions(op: Op, adjoints: Mapping[int, Adjoint]) -> list[Factored | Local]:
+    """What the adjoints of an op's outputs contribute to every operand of it.
 
-    owners: the sample of every element of the output, broadcastable to it; -1 where none is known.
+    One contribution per operand and output, or, of an adapter that takes them together, one per operand.
     """
     usable = not op.changed_in_place()
     found: list[Factored | Local] = []
+    together = _joint(op, adjoints) if usable else {}
     for operand in op.operands:
-        factors = _factors(op, output, operand, adjoint, owners) if operand.adapter and usable else None
-        if factors is not None:
-            found.append(Factored(operand, factors))
-        else:
-            found.append(Local(operand, _puller(op, output, operand, adjoint, owners), adjoint, owners))
+        if operand.path in together:
+            found.append(Factored(operand, min(adjoints), together[operand.path]))
+            continue
+        for output, adjoint in adjoints.items():
+            alone = operand.adapter is not None and usable and not isinstance(operand.adapter, JointAdapter)
+            factors = _factors(op, output, operand, adjoint) if alone else None
+            if factors is not None:
+                found.append(Factored(operand, output, factors))
+            else:
+                pull = _puller(op, output, operand, adjoint)
+                found.append(Local(operand, output, pull, adjoint.value, adjoint.owners))
     return found
 
 
-def _factors(op: Op, output: int, operand: Operand, adjoint: Tensor, owners: Tensor) -> Factors | None:
+def _joint(op: Op, adjoints: Mapping[int, Adjoint]) -> dict[Path, Factors]:
+    """The factors of every operand whose adapter takes all outputs together."""
+    found: dict[Path, Factors] = {}
+    adapters = [o.adapter for o in op.operands if isinstance(o.adapter, JointAdapter)]
+    for adapter in {id(a): a for a in adapters}.values():
+        operands = [o for o in op.operands if o.adapter is adapter]
+        first = min(adjoints)
+        call = op.call(operands[0], first, adjoints[first].owners)
+        by_position = {op.outputs[place].position: adjoint for place, adjoint in adjoints.items()}
+        with _failing_by_name(op, operands):
+            try:
+                found |= adapter.joint_factors(call, [o.path for o in operands], by_position)
+            except RowsCutError:
+                continue
+    return found
+
+
+def _factors(op: Op, output: int, operand: Operand, adjoint: Adjoint) -> Factors | None:
     assert operand.adapter is not None
+    with _failing_by_name(op, [operand]):
+        try:
+            return operand.adapter.factors(op.call(operand, output, adjoint.owners), adjoint.value)
+        except RowsCutError:
+            return None
+
+
+@contextmanager
+def _failing_by_name(op: Op, operands: Sequence[Operand]) -> Iterator[None]:
+    """An adapter that fails on a call it claimed is named."""
     try:
-        return operand.adapter.factors(op.call(operand, output, owners), adjoint)
-    except RowsCutError:
-        return None
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        adapter = operands[0].adapter
+        names = sorted(frozenset().union(*(o.value.parameters for o in operands)))
         raise AdapterError(
-            f"Adapter {operand.adapter.name!r} claimed `{op.key.function}` for "
-            f"{', '.join(sorted(operand.value.parameters))} and failed on it: {type(error).__name__}: {error}. "
-            "Correct its `claims`, or choose another adapter for this call."
+            f"Adapter {adapter.name if adapter else None!r} claimed `{op.key.function}` for {', '.join(names)} and "
+            f"failed on it: {type(error).__name__}: {error}. Correct its `claims`, or choose another adapter for this "
+            "call."
         ) from error
 
 
-def _puller(
-    op: Op, output: int, operand: Operand, adjoint: Tensor, owners: Tensor
-) -> Callable[[Tensor], Tensor | None]:
+def _puller(op: Op, output: int, operand: Operand, given: Adjoint) -> Callable[[Tensor], Tensor | None]:
+    adjoint, owners = given.value, given.owners
+
     def pull(weights: Tensor) -> Tensor | None:
         kind = adjoint.real.dtype if adjoint.is_complex() else adjoint.dtype
         factor = weights.to(device=adjoint.device, dtype=kind)[owners]

@@ -7,6 +7,7 @@ All shapes below are of one call; `owners` holds one sample index per row, -1 wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -23,6 +24,15 @@ class Rows:
     owners: Tensor  # (rows,)
 
 
+@dataclass(frozen=True)
+class Norms:
+    """The norms of every row of A and of D, in float64: what rounding errors of the gradient are measured against."""
+
+    activation: Tensor  # (rows,)
+    adjoint: Tensor  # (rows,)
+    owners: Tensor  # (rows,)
+
+
 class Factors(ABC):
     """The gradient of one call with respect to its weight, as a sum over owned rows.
 
@@ -31,6 +41,7 @@ class Factors(ABC):
     """
 
     owners: Tensor
+    adjoint: Tensor
 
     @abstractmethod
     def densify(self) -> Tensor:
@@ -44,13 +55,28 @@ class Factors(ABC):
     def weighted(self, weights: Tensor) -> Factors:
         """Every row's adjoint times its sample's weight; `weights` is (samples + 1,), the last for ownerless rows."""
 
-    @abstractmethod
     def scale(self) -> float:
         """The sum over rows of |a| |d|: what rounding errors of the gradient are measured against."""
+        norms = self.norms()
+        assert norms is not None, "factors without an activation have a scale of their own"
+        return float((norms.activation * norms.adjoint).sum())
 
     def rows(self) -> Rows | None:
         """A and D as matrices, or None when the op has no rows."""
         return None
+
+    def blocks(self) -> Iterator[Rows]:
+        """The rows, some at a time where all of them would be larger than what the factors hold."""
+        rows = self.rows()
+        if rows is not None:
+            yield rows
+
+    def norms(self) -> Norms | None:
+        """The norms of the rows, or None where there is no activation."""
+        rows = self.rows()
+        if rows is None or rows.activation is None:
+            return None
+        return Norms(row_norms(rows.activation), row_norms(rows.adjoint), rows.owners)
 
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
         """The gradient of every cell that owns a row; `cells` is (samples + 1,), the last for ownerless rows."""
@@ -89,16 +115,19 @@ class OuterFactors(Factors):
     def weighted(self, weights: Tensor) -> OuterFactors:
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
 
-    def scale(self) -> float:
-        return _norm_product(self.activation, self.adjoint)
-
     def rows(self) -> Rows:
         return Rows(self.activation, self.adjoint, self.owners)
 
-    @property
-    def is_matrix(self) -> bool:
-        """Whether the weight is a matrix, so that its spectrum is that of A^T D as it stands."""
-        return len(self.shape) == 2
+    def as_matrix(self) -> tuple[Tensor, Tensor] | None:
+        """L and R with `densify().flatten(1)` = L^T R, or None where the weight's axes mix inputs and outputs."""
+        last = len(self.shape) - 1
+        if last < 1:
+            return None
+        if self.order == tuple(range(last + 1)) and self.shape[0] == self.activation.shape[1]:
+            return self.activation.conj(), self.adjoint
+        if self.order == (last, *range(last)) and self.shape[-1] == self.adjoint.shape[1]:
+            return self.adjoint, self.activation.conj()
+        return None
 
 
 @dataclass(frozen=True)
@@ -124,9 +153,6 @@ class BatchedFactors(Factors):
 
     def weighted(self, weights: Tensor) -> BatchedFactors:
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[..., None])
-
-    def scale(self) -> float:
-        return _norm_product(self.activation.flatten(0, 1), self.adjoint.flatten(0, 1))
 
     def rows(self) -> Rows:
         return Rows(self.activation.flatten(0, 1), self.adjoint.flatten(0, 1), self.owners.flatten())
@@ -161,7 +187,7 @@ class LookupFactors(Factors):
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
 
     def scale(self) -> float:
-        return float(torch.linalg.vector_norm(self.adjoint, dim=1).double().sum())  # rows of A have norm one
+        return float(row_norms(self.adjoint).sum())  # rows of A have norm one
 
     def rows(self) -> Rows:
         return Rows(None, self.adjoint, self.owners)
@@ -227,9 +253,9 @@ class ElementFactors(Factors):
         return self.adjoint if self.activation is None else self.activation.conj() * self.adjoint
 
 
-def _norm_product(left: Tensor, right: Tensor) -> float:
-    norms = [torch.linalg.vector_norm(side, dim=-1).double() for side in (left, right)]
-    return float((norms[0] * norms[1]).sum())
+def row_norms(rows: Tensor) -> Tensor:
+    """(rows,) the Euclidean norm of every row, in float64."""
+    return torch.linalg.vector_norm(rows, dim=-1).double()
 
 
 def _masked(tensor: Tensor, mask: Tensor) -> Tensor:

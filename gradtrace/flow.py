@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gradtrace.bypass import NODE
 from gradtrace.calls import meta_like
-from gradtrace.values import CONSTANT, Origin, Provenance, Value, merged, move_of, routes, tensors_in
+from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, routes, tensors_in
 
 _IN_PLACE_OPERATORS = frozenset(
     {
@@ -23,7 +23,10 @@ _IN_PLACE_OPERATORS = frozenset(
 
 @dataclass(frozen=True)
 class Produced:
-    """A tensor that a call made: its edge then, its shape, and whether the model was running."""
+    """A tensor that a call made: its edge then, its shape, and whether the model was running.
+
+    border: outside any module, what an op of a function's own made: the last value before the loss, perhaps.
+    """
 
     edge: GradientEdge
     meta: Tensor
@@ -31,6 +34,7 @@ class Produced:
     sources: frozenset[int]
     context: Any
     parameter_only: bool
+    border: bool = False
 
 
 class Flow:
@@ -51,6 +55,8 @@ class Flow:
         self._inside, self._context, self._on_region = inside, context, on_region
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.loose_ends: dict[tuple[Any, int], Tensor] = {}
+        # Where a function is traced, ops outside modules are no part of the loss; tells its sample data from the unknown.
+        self.whole: Callable[[Tensor], bool] | None = None
 
     def forget(self) -> None:
         """Lets go of the graph."""
@@ -62,9 +68,15 @@ class Flow:
         value = self.provenance[tensor]
         if tensor.grad_fn is not None and tensor.grad_fn.name() == NODE:
             self._on_region(tensor.grad_fn)
-        if value.origin is Origin.UNKNOWN and tensor.grad_fn is not None and not value.sources:
+        if value.origin is not Origin.UNKNOWN:
+            return value
+        if self.whole is not None and tensor.grad_fn is None and self.whole(tensor):
+            value = self.provenance[tensor] = DATA
+        elif tensor.grad_fn is not None and not value.sources:
             value = Value(Origin.UNKNOWN, sources=self._sources_behind(tensor.grad_fn))
             self.provenance[tensor] = value
+            if self.whole is not None:
+                self.produce(tensor, value, border=True)
         return value
 
     def _sources_behind(self, node: Any, most: int = 500) -> frozenset[int]:
@@ -93,8 +105,8 @@ class Flow:
         moves = None if move is None or value.moves is None else (*value.moves, move)
         return Value(Origin.PARAMETER, value.parameters, moves, value.sources)
 
-    def note(self, result: Any, value: Value) -> None:
-        """Remembers the origin of a call's results."""
+    def note(self, result: Any, value: Value, *, border: bool = False) -> None:
+        """Remembers the origin of a call's results; `border`: the call is an op."""
         for tensor in tensors_in(result):
             if value.origin is Origin.PARAMETER and not tensor.requires_grad:
                 self.provenance[tensor] = CONSTANT
@@ -104,9 +116,9 @@ class Flow:
                 continue  # the call handed a parameter through
             self.provenance[tensor] = value
             if tensor.requires_grad and tensor.grad_fn is not None:
-                self.produce(tensor, value)
+                self.produce(tensor, value, border=border and self.whole is not None)
 
-    def produce(self, tensor: Tensor, value: Value) -> None:
+    def produce(self, tensor: Tensor, value: Value, *, border: bool = False) -> None:
         """Remembers what came out at a tensor's edge."""
         edge = get_gradient_edge(tensor)
         if tensor.dim() == 0 and tensor.is_floating_point():
@@ -118,6 +130,7 @@ class Flow:
             value.sources,
             self._context(),
             value.origin is Origin.PARAMETER,
+            border and not self._inside(),
         )
         self.produced.setdefault((edge.node, edge.output_nr), made)  # `out.float()` may hand `out` through
 

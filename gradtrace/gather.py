@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.accumulate import ParameterSum, matrix_shape, outer_in_place
+from gradtrace.accumulate import ParameterSum, matrix_shape
 from gradtrace.contributions import Factored, Local, to_parameters
 from gradtrace.factors import LookupFactors, OuterFactors
 from gradtrace.ops import Op, Operand
@@ -63,72 +63,76 @@ class Gathered:
     def rung_of(self, name: str) -> Rung:
         return self.rungs.setdefault(name, Rung())
 
-    def take(self, op: Op, output: int, part: Factored | Local, cells: Tensor, *, owned: bool) -> None:
+    def take(self, op: Op, part: Factored | Local, cells: Tensor, *, owned: bool) -> None:
         """Adds one operand's contribution; `cells` (samples + 1,) gives the cell of every sample."""
         value = part.operand.value
         names = [n for n in sorted(value.parameters) if n in self._parameters and not self._is_global(n)]
         if not names:
             return
         for name in names:
-            self._label(name, op, output, part, owned=owned)
+            self._label(name, op, part, owned=owned)
             self._take_kinds(self.sum_of(name), part, cells)
-        if isinstance(part, Factored) and isinstance(part.factors, OuterFactors) and self._stays_outer(part):
-            turned = sum(m.transposes for m in value.moves or ()) % 2 == 1
-            left, right = outer_in_place(part.factors, turned)
-            self.sum_of(names[0]).gradient.add_outer(left, right, cells[part.factors.owners])
+        outer = self._outer(part)
+        if outer is not None:
+            self.sum_of(names[0]).gradient.add_outer(*outer, cells[part.factors.owners])  # type: ignore[union-attr]
             return
         self._deliver(part.operand, part.factors.by_cell(cells) if isinstance(part, Factored) else part.by_cell(cells))
 
-    def _label(self, name: str, op: Op, output: int, part: Factored | Local, *, owned: bool) -> None:
+    def _label(self, name: str, op: Op, part: Factored | Local, *, owned: bool) -> None:
         rung = self.rung_of(name)
         direct = "factored" if isinstance(part, Factored) else "local"
         rung.names.add(direct if part.operand.value.moves is not None else "pulled back")
         rung.ops[op.key.function] = None
         if isinstance(part, Factored) and part.operand.adapter is not None:
             rung.adapters[part.operand.adapter.name] = None
-        layout = self._memory.layout(op.key, output)
+        layout = self._memory.layout(op.key, part.output)
         rung.layouts[str(layout) if layout else "found in each step" if owned else "none"] = None
         if not owned:
             rung.reason = Rung.UNKNOWN_OWNERS
 
-    def _stays_outer(self, part: Factored) -> bool:
-        """Whether the parameter is the weight's matrix or its transpose, so that the rows can be kept as factors."""
-        value, factors = part.operand.value, part.factors
-        if value.moves is None or not isinstance(factors, OuterFactors) or not factors.is_matrix:
-            return False
-        if not all(m.of_matrix for m in value.moves):
-            return False
+    def _outer(self, part: Factored | Local) -> tuple[Tensor, Tensor] | None:
+        """L and R with G = L^T R, where the parameter's matrix is the weight's or its transpose; None elsewhere."""
+        value = part.operand.value
+        if not (isinstance(part, Factored) and isinstance(part.factors, OuterFactors)) or value.moves is None:
+            return None
+        found = part.factors.as_matrix()
+        turned = sum(m.transposes for m in value.moves) % 2 == 1
+        if found is None or not all(m.of_matrix for m in value.moves) or (turned and len(part.operand.shape) != 2):
+            return None
+        left, right = found[::-1] if turned else found
         (name,) = value.parameters
         sides = matrix_shape(tuple(self._parameters[name].shape))
-        turned = sum(m.transposes for m in value.moves) % 2 == 1
-        return part.operand.shape == (sides[::-1] if turned else sides)
+        return (left, right) if sides == (left.shape[1], right.shape[1]) else None
 
     # ------------------------------------------------------------------ kinds
 
     def _take_kinds(self, total: ParameterSum, part: Factored | Local, cells: Tensor) -> None:
-        total.eps = max(total.eps, torch.finfo(_adjoint_of(part).dtype).eps)
+        adjoint = part.adjoint if isinstance(part, Local) else part.factors.adjoint
+        total.eps = max(total.eps, torch.finfo(adjoint.dtype).eps)
         if isinstance(part, Local):
             total.scale = float("nan")
             total.drop("activation", "no adapter factors this op")
             self._local_adjoint(total, part, cells)
             return
         total.scale += part.factors.scale()
-        rows = part.factors.rows()
-        if rows is None:
+        norms = part.factors.norms()
+        if norms is not None:
+            total.add_power(norms, cells[norms.owners])
+        found = False
+        for rows in part.factors.blocks() if set(self._kinds) - {"gradient"} else ():
+            found = True
+            of_row = cells[rows.owners]
+            if "adjoint" in self._kinds:
+                total.add_adjoint(rows.adjoint, of_row)
+            if isinstance(part.factors, LookupFactors):
+                total.add_lookups(part.factors, of_row)
+            elif rows.activation is None:
+                total.drop("activation", "a shift multiplies no activation")
+            elif "activation" in self._kinds:
+                total.add_activation(rows.activation, of_row)
+        if not found:
             total.drop("activation", "its rows belong to several samples each")
             total.drop("adjoint", "its rows belong to several samples each")
-            return
-        of_row = cells[rows.owners]
-        if "adjoint" in self._kinds:
-            total.add_adjoint(rows.adjoint, of_row)
-        if isinstance(part.factors, LookupFactors):
-            total.add_lookups(part.factors, of_row)
-        elif rows.activation is None:
-            total.drop("activation", "a shift multiplies no activation")
-        else:
-            if "activation" in self._kinds:
-                total.add_activation(rows.activation, of_row)
-            total.add_power(rows.activation, rows.adjoint, of_row)
 
     def _local_adjoint(self, total: ParameterSum, part: Local, cells: Tensor) -> None:
         """One row per sample, positions side by side: all that is known of an op nobody factors."""
@@ -168,10 +172,3 @@ class Gathered:
 
     def release(self) -> None:
         self._effective.clear()
-
-
-def _adjoint_of(part: Factored | Local) -> Tensor:
-    if isinstance(part, Local):
-        return part.adjoint
-    adjoint: Tensor = part.factors.adjoint  # type: ignore[attr-defined]
-    return adjoint

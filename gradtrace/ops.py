@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.adapters import Adapter
+from gradtrace.adapters import Adapter, JointAdapter
 from gradtrace.calls import OpCall
 from gradtrace.values import Value
 
@@ -52,6 +52,7 @@ class Output:
     edge: GradientEdge
     meta: Tensor
     base: tuple[int, ...]
+    position: int  # its place among everything the call returns
 
     def adjoint(self, grad: Tensor) -> Tensor:
         """A gradient at `edge` in the output's shape."""
@@ -77,10 +78,19 @@ class Op:
     routed: bool = False  # an index that may differ from step to step chose where rows stand
     input_shapes: tuple[str, ...] = ()
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)  # adapter -> what it noted just before the call
+
+    @property
+    def joint(self) -> bool:
+        """Whether an adapter wants the adjoints of all outputs together."""
+        return len(self.outputs) > 1 and any(isinstance(o.adapter, JointAdapter) for o in self.operands)
 
     def call(self, operand: Operand, output: int, owners: Tensor | None) -> OpCall:
         """The call as an adapter sees it, for one operand and one output."""
-        return OpCall(self.function, self.args, self.kwargs, operand.path, self.outputs[output].meta, owners)
+        return OpCall(
+            self.function, self.args, self.kwargs, operand.path, self.outputs[output].meta, owners,
+            self.outputs[output].position, self.notes.get(operand.adapter.name) if operand.adapter else None,
+        )  # fmt: skip
 
     def changed_in_place(self) -> bool:
         """Whether an input that was kept has been written to since the call."""
@@ -88,4 +98,4 @@ class Op:
 
     def release(self) -> None:
         """Let go of every tensor."""
-        self.args, self.kwargs, self.versions = (), {}, []
+        self.args, self.kwargs, self.versions, self.notes = (), {}, [], {}

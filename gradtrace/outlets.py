@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,11 @@ class Outlet:
     meta: Tensor
     axis: int
     context: Any
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return int(self.meta.shape[self.axis])
 
     def spread(self, weights: Tensor, cotangent: Tensor) -> Tensor:
         """`cotangent` with each sample's part multiplied by its weight; `weights` (samples,)."""
@@ -79,11 +84,18 @@ def outlets_of(
     border = list(_first_inside([(root.node, root.output_nr) for root in roots], produced))
     found = [made for made in border if axis_of(made) is not None]
     without = [made for made in border if axis_of(made) is None]
+    ops = frozenset().union(*(made.sources for made in without if made.border))
+    if ops:  # a function's own ops: what lies between them and the loss may count samples where they do not
+        start = [(root.node, root.output_nr) for root in roots]
+        after = list(_first(start, produced, lambda made: bool(made.sources & ops) and axis_of(made) is not None))
+        covered = frozenset().union(*(made.sources for made in after))
+        found, without = [*found, *after], [m for m in without if not m.border or m.sources - covered]
     wrong = [made for made in without if made.meta.numel() > 1]
     if wrong and not found:
         shape, labels = tuple(wrong[0].meta.shape), n_samples.get(id(wrong[0].context))
+        what = "what the function computed last with a parameter" if wrong[0].border else "the model's output"
         raise GroupError(
-            f"There are {labels} labels, and the model's output has shape {shape}: no axis "
+            f"There are {labels} labels, and {what} has shape {shape}: no axis "
             + (f"counts {labels} samples" if sample_dim is None else f"{sample_dim} of that length")
             + ". Give one label per sample of this batch"
             + (", or name the sample axis with sample_dim=." if sample_dim is None else ", or correct sample_dim=.")
@@ -96,13 +108,24 @@ def outlets_of(
     unique = {(made.edge.node, made.edge.output_nr): made for made in found}.values()
     ordered = sorted(unique, key=lambda made: made.edge.node._sequence_nr())
     outlets = [Outlet(m.edge, m.meta, axis, m.context) for m in ordered if (axis := axis_of(m)) is not None]
+    sizes: dict[int, int] = {}  # without labels the first outlet says how many samples there are
+    outlets = [o for o in outlets if o.size == sizes.setdefault(id(o.context), o.size)]
     for outlet in outlets:
         told.setdefault(outlet.meta.dim(), outlet.axis)
     return outlets
 
 
 def _first_inside(start: Sequence[tuple[Any, int]], produced: Mapping[tuple[Any, int], Produced]) -> Iterator[Produced]:
-    """The first values made inside the model on every path of the graph from `start`."""
+    """The first values made inside the model, or by a function's own ops, on every path of the graph from `start`."""
+    return _first(start, produced, lambda made: made.inside or made.border)
+
+
+def _first(
+    start: Sequence[tuple[Any, int]],
+    produced: Mapping[tuple[Any, int], Produced],
+    wanted: Callable[[Produced], bool],
+) -> Iterator[Produced]:
+    """The first `wanted` values on every path of the graph from `start`."""
     seen: set[Any] = set()
     queue = list(start)
     while queue:
@@ -111,7 +134,7 @@ def _first_inside(start: Sequence[tuple[Any, int]], produced: Mapping[tuple[Any,
             continue
         seen.add(here)
         made = produced.get(here)
-        if made is not None and made.inside and not made.parameter_only:
+        if made is not None and not made.parameter_only and wanted(made):
             yield made
         else:
             queue.extend(here[0].next_functions)

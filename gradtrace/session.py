@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gradtrace.adapters import Registry
 from gradtrace.audit import Audit
+from gradtrace.calls import Adjoint
 from gradtrace.capture import Capture
 from gradtrace.contributions import contributions
 from gradtrace.errors import CaptureError
@@ -26,6 +28,20 @@ from gradtrace.prepare import by_layout, prepare
 from gradtrace.settings import Batch, Settings
 from gradtrace.survey import Memory, Slot
 from gradtrace.values import FIXED, Origin, Provenance, Value, tensors_in
+
+
+@dataclass
+class Waiting:
+    """The adjoints of one op that have arrived; a `joint` op waits for all of its outputs."""
+
+    op: Op
+    adjoints: dict[int, Adjoint] = field(default_factory=dict)
+    owned: bool = True
+
+    def complete(self, memory: Memory) -> bool:
+        """Whether every output that leads to the loss, as far as is known, has delivered."""
+        places = range(len(self.op.outputs))
+        return all(i in self.adjoints or (self.op.key, i) in memory.unreached for i in places)
 
 
 class Session:
@@ -62,6 +78,8 @@ class Session:
         self.cost: dict[str, float] = {"survey": 0.0, "reduce": 0.0}
         self.retrace = False  # a constant was taken for data; running the forward pass again will do better
         self._announced = False  # a backward pass is under way that was prepared
+        self._last_use = False  # its graph is not used again: what was kept of an op can go with its adjoint
+        self._waiting: dict[int, Waiting] = {}
         self._accumulated = False
         self._accepts: dict[int, bool] = {}
         self.modules = ModuleStack(model)
@@ -103,7 +121,7 @@ class Session:
 
     # ------------------------------------------------------------------ the backward pass
 
-    def before_backward(self, root: Tensor, gradient: Tensor | None) -> None:
+    def before_backward(self, root: Tensor, gradient: Tensor | None, retained: bool) -> None:
         """Finds owners, settles rungs, and runs the passes of the global rung, on the live graph."""
         if not root.requires_grad:
             raise CaptureError(
@@ -116,7 +134,7 @@ class Session:
         with torch.no_grad(), self.capture.silence():
             prepare(self, [get_gradient_edge(root)], [cotangent])
         self.audit.begin_pass()
-        self._announced = True
+        self._announced, self._last_use = True, not retained
         self.cost["survey"] += time.perf_counter() - began
 
     def _prepare_late(self) -> None:
@@ -142,17 +160,36 @@ class Session:
         if not self._announced:
             self._prepare_late()
         began = time.perf_counter()
-        batch: Batch = op.context
-        owners = self._owners_of(op, output, batch)
+        waiting = self._waiting.setdefault(op.number, Waiting(op))
+        waiting.adjoints[output] = self._owned(op, output, grad, waiting)
+        if not op.joint or waiting.complete(self.memory):
+            self._take(self._waiting.pop(op.number))
+        self.cost["reduce"] += time.perf_counter() - began
+
+    def _owned(self, op: Op, output: int, grad: Tensor, waiting: Waiting) -> Adjoint:
+        """An adjoint with the owners of its elements."""
+        owners = self._owners_of(op, output, op.context)
         if owners is None:
             self.memory.unreached.discard((op.key, output))
-        owned = owners is not None and batch.of_sample is not None
-        if owners is None or batch.of_sample is None:
+        if owners is None or op.context.of_sample is None:
+            waiting.owned = False
             owners = torch.full((1,) * grad.dim(), -1, dtype=torch.int64)
+        return Adjoint(grad, owners.to(grad.device))
+
+    def _take(self, waiting: Waiting) -> None:
+        op, batch = waiting.op, waiting.op.context
         cells = batch.of_sample if batch.of_sample is not None else torch.tensor([Cells.OWNERLESS])
-        for part in contributions(op, output, grad, owners.to(grad.device)):
-            self.gathered.take(op, output, part, cells.to(grad.device), owned=owned)
-        self.cost["reduce"] += time.perf_counter() - began
+        device = next(iter(waiting.adjoints.values())).value.device
+        for part in contributions(op, waiting.adjoints):
+            self.gathered.take(op, part, cells.to(device), owned=waiting.owned)
+        if self._last_use and len(waiting.adjoints) == len(op.outputs):
+            op.release()
+
+    def _take_waiting(self, edge: GradientEdge | None = None) -> None:
+        """What still waits for other outputs of its op; with `edge`, of ops that use this effective weight alone."""
+        for number, waiting in list(self._waiting.items()):
+            if edge is None or any(o.edge == edge for o in waiting.op.operands):
+                self._take(self._waiting.pop(number))
 
     def _owners_of(self, op: Op, output: int, batch: Batch) -> Tensor | None:
         """As surveyed; for an op that only a recompute brought to light, as its layout or the shadow pass says."""
@@ -176,12 +213,15 @@ class Session:
     def effective(self, edge: GradientEdge, grad: Tensor) -> None:
         """All uses of an effective weight have delivered."""
         if self._in_training_pass():
+            self._take_waiting(edge)
             self.gathered.carry_on(edge)
 
     def after_backward(self, retained: bool) -> None:
         """Takes the gradients that autograd accumulated; `retained`: the graph may be used again."""
+        with torch.no_grad(), self.capture.silence():
+            self._take_waiting()
         self.audit.end_pass()
-        self._announced, self._accumulated = False, True
+        self._announced, self._accumulated, self._last_use = False, True, False
         if not retained:
             for op in self.live:
                 op.release()

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from gradtrace.calls import Adjoint
 from gradtrace.capture import Capture
-from gradtrace.contributions import Factored, contributions, to_parameters
+from gradtrace.contributions import Factored, Local, contributions, to_parameters
 from gradtrace.ops import Op, OpKey
 from gradtrace.outlets import Outlet, random_cotangent
 from gradtrace.ownership import MIXED, UNKNOWN, Codes, Layout, compact, layouts_of
@@ -185,11 +186,14 @@ def audit_owners(
     extended = torch.cat([weights, torch.ones(1, dtype=torch.float64)])
     with probe._passing(frozen=True):
         for op in ops:
-            for i in range(len(op.outputs)):
-                if (op.number, i) in owners and (op.number, i) in adjoints:
-                    _add_weighted(
-                        op, i, adjoints[op.number, i], owners[op.number, i], extended, parameters, ours, scale
-                    )
+            known = {
+                i: Adjoint(adjoints[op.number, i], owners[op.number, i].to(adjoints[op.number, i].device))
+                for i in range(len(op.outputs))
+                if (op.number, i) in owners and (op.number, i) in adjoints
+            }
+            for together in [known] if op.joint else [{i: one} for i, one in known.items()]:
+                if together:
+                    _add_weighted(contributions(op, together), extended, parameters, ours, scale)
     found = {}
     for name, expected in reference.items():
         if expected is not None or name in ours:
@@ -207,19 +211,15 @@ def _distance(first: Tensor | None, second: Tensor | None) -> float:
 
 
 def _add_weighted(
-    op: Op,
-    output: int,
-    adjoint: Tensor,
-    owners: Tensor,
+    parts: Sequence[Factored | Local],
     weights: Tensor,
     parameters: Mapping[str, GradientEdge],
     ours: dict[str, Tensor],
     scale: dict[str, float],
 ) -> None:
-    weights, owners = weights.to(adjoint.device), owners.to(adjoint.device)
-    for part in contributions(op, output, adjoint, owners):
+    for part in parts:
         if isinstance(part, Factored):
-            gradient: Tensor | None = part.factors.weighted(weights).densify()
+            gradient: Tensor | None = part.factors.weighted(weights.to(part.factors.adjoint.device)).densify()
         else:
             gradient = part.pull(weights)
         if gradient is None:

@@ -16,8 +16,8 @@ _SUB = {"sub", "subtract", "sub_", "__sub__", "__isub__"}
 _MUL = {"mul", "multiply", "__mul__", "__rmul__"}
 _PRODUCTS = {"addmm", "addmv", "baddbmm"}
 _NORMS = {"layer_norm": 2, "group_norm": 2, "rms_norm": 2, "batch_norm": 3, "instance_norm": 3}
-_BIASED = {"linear": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "conv_transpose1d": 1, "conv_transpose2d": 1,
-           "conv_transpose3d": 1}  # fmt: skip
+_BIASED = {"linear": 2, "conv1d": 2, "conv2d": 2, "conv3d": 2, "conv_transpose1d": 2, "conv_transpose2d": 2,
+           "conv_transpose3d": 2, "bilinear": 3}  # fmt: skip
 _SPATIAL = {"1": 1, "2": 2, "3": 3}
 
 
@@ -26,20 +26,20 @@ class ElementwiseAdapter:
 
     name = "elementwise"
     ops = (
-        "add, sub, mul, biases of linear, conv, addmm, addmv and baddbmm, "
+        "add, sub, mul, biases of linear, bilinear, conv, addmm, addmv and baddbmm, "
         "scale and shift of layer, group, batch, instance and RMS norm"
     )
 
     def claims(self, call: OpCall) -> bool:
         if call.name in _ADD | _SUB | _MUL:
             return _is_sum_or_product(call)
-        if not is_dense(call.argument(0, "input")):
+        if not is_dense(call.argument(0, "input1" if call.name == "bilinear" else "input")):
             return False
         if call.name in _NORMS:
             return _is_scale(call) or _is_shift(call)
         if call.name in _PRODUCTS:
             return call.is_operand(0, "input") and _is_number(call.kwargs.get("beta", 1))
-        return call.name in _BIASED and call.is_operand(2, "bias")
+        return call.name in _BIASED and call.is_operand(_BIASED[call.name], "bias")
 
     def factors(self, call: OpCall, adjoint: Tensor) -> Factors:
         """The adjoint, times what the weight multiplied (nothing for a shift), broadcast as the op broadcast it."""
@@ -106,7 +106,7 @@ def _along_channel(call: OpCall, adjoint: Tensor) -> ElementFactors:
 
 def _channel_axis(call: OpCall, adjoint: Tensor) -> int | None:
     """The output's channel axis; None where the weight already broadcasts from the last axes."""
-    if call.name in ("layer_norm", "rms_norm", "linear"):
+    if call.name in ("layer_norm", "rms_norm", "linear", "bilinear"):
         return None
     if call.name.startswith("conv"):
         return adjoint.dim() - 1 - _SPATIAL[call.name[-2]]
