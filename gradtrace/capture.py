@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from gradtrace.adapters import NotingAdapter, Registry
 from gradtrace.bypass import NODE, Bypass
-from gradtrace.calls import OpCall, meta_like
+from gradtrace.calls import OpCall, meta_like, name_of
 from gradtrace.composite import enterable, entered
 from gradtrace.flow import Flow
 from gradtrace.modules import ModuleStack
@@ -79,6 +79,7 @@ class Capture(TorchFunctionMode):
         self._numbers = 0
         self._effective: set[tuple[Any, int]] = set()
         self._recomputed: set[Any] = set()
+        self._hooks: list[Any] = []
         self.batch_norms: list[Any] = []
         modules.on_enter, modules.on_leave = self._entered_model, self._left_model
 
@@ -104,7 +105,13 @@ class Capture(TorchFunctionMode):
         return self._silent
 
     def forget(self) -> None:
-        """Drop everything that refers to the graph of the steps seen so far."""
+        """Drop everything that refers to the graph of the steps seen so far.
+
+        Hooks too: node, hook and op would hold each other, through C++, where no garbage collector looks.
+        """
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
         self.flow.forget()
         self._effective.clear()
         self._recomputed.clear()
@@ -121,7 +128,7 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = name_of(func)
         if self._silent or name in _PLAIN or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
         if name == "__get__":
@@ -233,7 +240,7 @@ class Capture(TorchFunctionMode):
                 edge = get_gradient_edge(tensor)
                 if value.moves is None and (edge.node, edge.output_nr) not in self._effective:
                     self._effective.add((edge.node, edge.output_nr))
-                    tensor.register_hook(functools.partial(self._effective_ready, edge))
+                    self._hooks.append(tensor.register_hook(functools.partial(self._effective_ready, edge)))
                 yield Operand(path, edge, value, tuple(tensor.shape), tensor.dtype, adapter)
 
     def _begin(
@@ -280,7 +287,7 @@ class Capture(TorchFunctionMode):
         for place, (position, tensor) in enumerate(outputs):
             source = _base_of(tensor, op.born)
             op.outputs.append(Output(get_gradient_edge(source), meta_like(tensor), tuple(source.shape), position))
-            source.register_hook(functools.partial(self._adjoint, op, place))
+            self._hooks.append(source.register_hook(functools.partial(self._adjoint, op, place)))
         op.versions = [(t, t._version) for t, _ in op.versions]  # as the call left them
         self._listener.captured(op)
 
@@ -298,14 +305,16 @@ class Capture(TorchFunctionMode):
         """A reentrant checkpoint runs its part of the forward pass again, in the backward pass, where no mode is on."""
         if node not in self._recomputed:
             self._recomputed.add(node)
-            node.register_prehook(lambda grads: None if self._silent else _push_mode(self))
-            node.register_hook(lambda *_: None if self._silent else _pop_mode() and None)
+            self._hooks += [
+                node.register_prehook(lambda grads: None if self._silent else _push_mode(self)),
+                node.register_hook(lambda *_: None if self._silent else _pop_mode() and None),
+            ]
 
     def _note_batch_norm(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         training = args[5] if len(args) > 5 else kwargs.get("training", False)
         if training and isinstance(result, Tensor) and result.grad_fn is not None:
             self.batch_norms.append(result.grad_fn)
-            result.grad_fn.register_hook(self._frozen_batch_norm)
+            self._hooks.append(result.grad_fn.register_hook(self._frozen_batch_norm))
 
     frozen = False
 

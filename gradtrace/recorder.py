@@ -154,6 +154,7 @@ class Recorder:
         finally:
             self._running = False
             session.close()
+            session.discard()
 
     def _finish(
         self, session: Session, number: int, epoch: float | None, scalars: Mapping[str, float], began: float

@@ -251,6 +251,12 @@ class Session:
         for op in self.seen:
             op.release()
 
+    def discard(self) -> None:
+        """Lets go of what was measured: session, capture and gathered hold each other, and are collected late."""
+        self.gathered.sums.clear()
+        self.audit.reference.clear()
+        self.seen.clear()
+
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
