@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradtrace.errors import GradtraceError
 
 if TYPE_CHECKING:
+    from gradtrace import func
     from gradtrace.graph import OpGraph
     from gradtrace.inputs import Inputs
     from gradtrace.measure import spectra, trace
@@ -34,6 +35,7 @@ __all__ = [
     "Recorder",
     "Run",
     "__version__",
+    "func",
     "open_run",
     "record",
     "spectra",
@@ -45,6 +47,8 @@ def __getattr__(name: str) -> Any:
     # No module may bear a public function's name (`record`, `spectra`, `trace`): its import would shadow the function.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "func":
+        return import_module("gradtrace.func")
     raise AttributeError(f"module 'gradtrace' has no attribute {name!r}")
 
 

@@ -55,7 +55,7 @@ class Flow:
         self._inside, self._context, self._on_region = inside, context, on_region
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.loose_ends: dict[tuple[Any, int], Tensor] = {}
-        # Where a function is traced, ops outside modules are no part of the loss; tells its sample data from the unknown.
+        # Set where a function is traced: it tells sample data, and ops outside modules are no part of the loss.
         self.whole: Callable[[Tensor], bool] | None = None
 
     def forget(self) -> None:

@@ -95,14 +95,27 @@ def _traced(
     loss_fn: Callable[[Any], Tensor],
 ) -> Session:
     select(model, parameters)
-    memory, known = Memory(), registry(adapters)
-    for _ in range(ATTEMPTS):
-        before = len(memory.transparent)
-        with random_state_kept(), attributes_kept(model), torch.enable_grad():
+    known, given = registry(adapters), Inputs.of(inputs)
+
+    def step(model: nn.Module) -> None:
+        scalar(loss_fn(model(*given.args, **given.kwargs)), "loss_fn").backward()
+
+    def attempt(memory: Memory) -> Session:
+        with random_state_kept(), attributes_kept(model):
             standin = Standin(model, parameters)
             session = standin.session(settings, memory, known)
-            session.begin_batch(groups)
-            _run(session, standin, Inputs.of(inputs), loss_fn)
+            passed(session, groups, lambda: standin.applied(step))
+        return session
+
+    return settled(attempt)
+
+
+def settled(attempt: Callable[[Memory], Session]) -> Session:
+    """The judged session of the first pass in which nothing was taken for what it is not; `attempt` makes a pass."""
+    memory = Memory()
+    for _ in range(ATTEMPTS):
+        before = len(memory.transparent)
+        session = attempt(memory)
         judge(session)
         if not session.retrace:
             break
@@ -110,19 +123,22 @@ def _traced(
     return session
 
 
-def _run(session: Session, standin: Standin, inputs: Inputs, loss_fn: Callable[[Any], Tensor]) -> None:
-    def step(model: nn.Module) -> None:
-        loss = loss_fn(model(*inputs.args, **inputs.kwargs))
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise CaptureError(f"loss_fn must return a scalar tensor; it returned {shape}. Take its mean or sum.")
-        loss.backward()
-
+def passed(session: Session, groups: Any, work: Callable[[], None]) -> None:
+    """Runs `work`, a forward and a backward pass over one batch, under the session's eyes."""
     try:
-        with session.watching():
-            standin.applied(step)
+        session.begin_batch(groups)
+        with torch.enable_grad(), session.watching():
+            work()
     finally:
         session.close()
+
+
+def scalar(loss: Any, function: str) -> Tensor:
+    """`loss`, if it is a scalar tensor; `function` is who returned it."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise CaptureError(f"{function} must return a scalar tensor; it returned {shape}. Take its mean or sum.")
+    return loss
 
 
 def checked_coupling(coupling: str) -> str:

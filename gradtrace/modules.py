@@ -1,4 +1,7 @@
-"""Which module of the traced model is running: names for ops, and the border between the model and the loss."""
+"""Which module is running: names for ops, and the border between the model and the loss.
+
+A function has no model. There the modules that it calls are met as they run; whoever traces it says which belong.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from torch.nn.modules.module import (
 
 
 class ModuleStack:
-    """The modules of one model that are running now, innermost last. Uses torch's global hooks, none on the model."""
+    """The modules of one model that are running now, innermost last. Uses torch's global hooks, none on the model.
+
+    `belongs`, where it is set, is asked about every outermost module; what it answers yes to is followed from then on.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
@@ -23,6 +29,7 @@ class ModuleStack:
         self.entries: list[tuple[nn.Module, str, Any, Any]] = []  # outermost calls: module, name, args, kwargs
         self.on_enter: Callable[[Any], None] = lambda args: None
         self.on_leave: Callable[[Any], None] = lambda output: None
+        self.belongs: Callable[[nn.Module], bool] | None = None
 
     @property
     def name(self) -> str:
@@ -51,6 +58,9 @@ class ModuleStack:
             self.entries.clear()
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if self.belongs is not None and not self._running and self.belongs(module):
+            for path, part in module.named_modules():
+                self._names.setdefault(id(part), path)
         name = self._names.get(id(module))
         if name is not None:
             if not self._running:
