@@ -59,6 +59,17 @@ class Registered:
     adapter: Adapter
     origin: str
 
+    def claims(self, call: OpCall) -> bool:
+        """Whether the adapter claims `call`; one that fails at being asked is named."""
+        try:
+            return self.adapter.claims(call)
+        except Exception as error:
+            raise AdapterError(
+                f"Adapter {self.adapter.name!r} ({self.origin}) failed when asked whether it claims `{call.name}`: "
+                f"{type(error).__name__}: {error}. Correct its `claims`, uninstall it, or name the adapters to use: "
+                "adapters=[...]."
+            ) from error
+
 
 @dataclass(frozen=True)
 class Registry:
@@ -70,7 +81,7 @@ class Registry:
 
     def claimant(self, call: OpCall) -> Adapter | None:
         """The one adapter that claims `call`, or None. Two are an error unless one was chosen."""
-        claims = [entry for entry in self.entries if entry.adapter.claims(call)]
+        claims = [entry for entry in self.entries if entry.claims(call)]
         if len(claims) <= 1:
             return claims[0].adapter if claims else None
         choice = self.chosen.get(call.name)
@@ -104,10 +115,16 @@ def _installed() -> tuple[tuple[Registered, ...], tuple[str, ...]]:
     entries, failed = [], []
     for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
         try:
-            entries.append(Registered(point.load()(), origin(point)))
+            entries.append(Registered(_checked(point.load()()), origin(point)))
         except Exception as error:  # somebody else's import: it must not take the others down, and it is named
             failed.append(f"{point.name} ({origin(point)}): {type(error).__name__}: {error}")
     return tuple(entries), tuple(failed)
+
+
+def _checked(adapter: object) -> Adapter:
+    if not isinstance(adapter, Adapter):
+        raise AdapterError(f"`{type(adapter).__name__}` is no adapter: it needs `name`, `claims` and `factors`.")
+    return adapter
 
 
 def origin(point: EntryPoint) -> str:

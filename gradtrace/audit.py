@@ -94,6 +94,13 @@ def tolerance(parameter: torch.dtype, used: Iterable[torch.dtype]) -> float:
     return (8 if coarsest > 1e-5 else 256) * coarsest
 
 
+def suspicion(adapters: Iterable[str], found: str) -> str:
+    """Why a parameter that failed an audit is measured in another way; `found` is what the audit said."""
+    named = [f"adapter {name!r}" for name in adapters]
+    wrong = f"wrong factors of {' or '.join(named)}, or " if named else ""
+    return f"{wrong}a use that cannot be seen ({found})"
+
+
 def _dense(gradient: Tensor) -> Tensor:
     gradient = gradient.detach()
     return gradient.to_dense() if gradient.is_sparse else gradient

@@ -39,8 +39,7 @@ class OpCall:
     @property
     def name(self) -> str:
         """The function's own name, such as `linear` or `__matmul__`; for an op of a library, as `library::linear`."""
-        qualified = getattr(self.function, "_qualified_op_name", None)
-        return str(qualified or getattr(self.function, "__name__", self.function))
+        return name_of(self.function)
 
     @property
     def weight(self) -> Tensor:
@@ -88,6 +87,13 @@ def owner_rows(name: str, owners: Tensor, axes: tuple[int, ...], shape: tuple[in
     order = [*axes, *(a for a in range(owners.dim()) if a not in axes)]
     kept = owners.permute(order).reshape([owners.shape[a] for a in axes])
     return kept.expand(shape).reshape(-1)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A function's own name; for an op of a library, in whichever form it is called, `library::op`."""
+    function = getattr(function, "_opoverload", function)  # what `torch.library.custom_op` returns holds an overload
+    function = getattr(function, "_overloadpacket", function)  # and an overload belongs to the op
+    return str(getattr(function, "_qualified_op_name", None) or getattr(function, "__name__", function))
 
 
 class RowsCutError(AdapterError):

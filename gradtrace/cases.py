@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtrace.calls import OpCall, Path, meta_like
+from gradtrace.adapters import Adapter, NotingAdapter
+from gradtrace.calls import Adjoint, OpCall, Path, meta_like
+from gradtrace.factors import Factors
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -22,6 +25,14 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tens
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(number))
 
 
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Random numbers inside are the same each time, as if at the call; torch's own random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
 @dataclass(frozen=True)
 class OpCase:
     """One call that an adapter claims, in float64 or complex128, with sizes that are distinct primes.
@@ -30,6 +41,8 @@ class OpCase:
     sample_axis: the axis of the output along which the samples lie; None where all of it is one sample's.
     owners: the owner of every element of the output, broadcastable to it, where no single axis tells it.
     output: which output, of a call that returns several.
+    together: of a call that returns several, and whose adapter takes them together: for each of them, in order, its
+    sample axis, or the owner of every element of it.
     rows: how many rows the factors have; None where every element of the output stands in exactly one row.
     loop: False where autograd's gradient is, by design, not the derivative (embedding's padding index).
     """
@@ -44,6 +57,7 @@ class OpCase:
     output: int | None = None
     rows: int | None = None
     loop: bool = True
+    together: tuple[int | Tensor, ...] | None = None
 
     def call(self) -> OpCall:
         """The call as an adapter sees it while the model runs: before its output and its owners are known."""
@@ -56,40 +70,113 @@ class OpCase:
         index belongs to nobody. With `owners`, that one alone.
         """
         result = apply(self.call(), output=self.output)
-        call = replace(self.call(), output=meta_like(result))
-        if self.owners is not None:
-            yield replace(
-                call, owners=self.owners.reshape((1,) * (result.dim() - self.owners.dim()) + self.owners.shape)
-            )
-            return
-        if self.sample_axis is None:
-            yield replace(call, owners=torch.zeros((1,) * result.dim(), dtype=torch.int64))
-            return
-        axis = self.sample_axis % result.dim()
-        length = result.shape[axis]
-        shape = [length if a == axis else 1 for a in range(result.dim())]
-        yield replace(call, owners=torch.arange(length).reshape(shape))
+        call = replace(self.call(), output=meta_like(result), position=self.output or 0)
+        for owners in layouts(result, self.sample_axis if self.owners is None else self.owners):
+            yield replace(call, owners=owners)
+
+
+def layouts(output: Tensor, where: int | Tensor | None) -> Iterator[Tensor]:
+    """Owners of an output's elements, with as many axes; `where` is its sample axis, or says whose each element is."""
+    if where is None:
+        yield torch.zeros((1,) * output.dim(), dtype=torch.int64)
+    elif isinstance(where, Tensor):
+        yield where.reshape((1,) * (output.dim() - where.dim()) + where.shape)
+    else:
+        axis = where % output.dim()
+        length = output.shape[axis]
+        shape = [length if a == axis else 1 for a in range(output.dim())]
+        yield torch.arange(length).reshape(shape)
         if length > 2:
             shared = (torch.arange(length) * 2 + 1) % (length - 2)
             shared[length // 2] = -1
-            yield replace(call, owners=shared.reshape(shape))
+            yield shared.reshape(shape)
+
+
+def settings(case: OpCase, adapter: Adapter) -> Iterator[tuple[OpCall, Tensor, list[Tensor]]]:
+    """The call with owners and what the adapter notes of it, a random adjoint, and groups: see `groups_of`."""
+    for call in case.calls_with_owners():
+        assert call.output is not None
+        assert call.owners is not None
+        adjoint = draw(*call.output.shape, dtype=call.output.dtype, seed=2)
+        yield noted(call, adapter), adjoint, groups_of(call.owners)
+
+
+def joint_settings(
+    case: OpCase, adapter: Adapter
+) -> Iterator[tuple[OpCall, list[Path], list[Tensor], tuple[Tensor, ...]]]:
+    """The call, where its claimed weights stand, and for every output a random cotangent and the owners."""
+    assert case.together is not None
+    call, results = noted(case.call(), adapter), outputs(case.call())
+    weights = [path for path, _ in paths(call.args, call.kwargs) if adapter.claims(replace(call, operand=path))]
+    drawn = [draw(*result.shape, dtype=result.dtype, seed=5) for result in results]
+    for owners in zip(*map(layouts, results, case.together), strict=False):  # the first alone, where some are told
+        yield call, weights, drawn, owners
+
+
+def groups_of(owners: Tensor) -> list[Tensor]:
+    """Groups of samples, nobody last: nobody's rows, each sample alone, every other one, none, all."""
+    number = int(owners.max()) + 1 if owners.numel() else 0
+    alone = torch.eye(number + 1, dtype=torch.bool)
+    every_other = torch.arange(number + 1) % 2 == 0
+    return [*alone, every_other, torch.zeros_like(every_other), torch.ones_like(every_other)]
+
+
+def noted(call: OpCall, adapter: Adapter) -> OpCall:
+    """The call with what the adapter notes just before it."""
+    if not isinstance(adapter, NotingAdapter) or not adapter.claims(call):
+        return call
+    with seeded():
+        return replace(call, noted=adapter.note(call))
 
 
 def apply(call: OpCall, weight: Tensor | None = None, *, output: int | None = None) -> Tensor:
     """What the call returns, with `weight` in place of its effective weight; no tensor of the call is written on."""
     args, kwargs = _copied(call.args), dict(_copied(call.kwargs))
     args, kwargs = put(args, kwargs, call.operand, call.weight.clone() if weight is None else weight.clone())
-    result = call.function(*args, **kwargs)
+    with seeded():
+        result = call.function(*args, **kwargs)
     return result if output is None else result[output]
 
 
-def reference_gradient(call: OpCall, adjoint: Tensor, *, output: int | None = None) -> Tensor:
-    """The gradient of the call with respect to its effective weight that `torch.func.vjp` gives for `adjoint`.
+def outputs(call: OpCall) -> tuple[Tensor, ...]:
+    """All that the call returns."""
+    result = apply(call)
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
-    adjoint: the output's shape. For a group's gradient, zero outside the group's rows: see `masked`.
+
+def delivered(call: OpCall, weights: Sequence[Path], cotangents: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What autograd delivers at all outputs of a call and at its weights, for the outputs' cotangents.
+
+    What it delivers at an output that another is computed from has in it what comes through that one.
     """
-    pull = torch.func.vjp(lambda weight: apply(call, weight, output=output), call.weight)[1]
-    (gradient,) = pull(adjoint)
+    args, kwargs = _copied(call.args), dict(_copied(call.kwargs))
+    leaves = [call.at(path).clone().requires_grad_() for path in weights]
+    for path, leaf in zip(weights, leaves, strict=True):
+        args, kwargs = put(args, kwargs, path, leaf)
+    with seeded(), torch.enable_grad():
+        made = call.function(*args, **kwargs)
+    results = [made] if isinstance(made, Tensor) else list(made)
+    found = torch.autograd.grad(results, [*results, *leaves], cotangents, allow_unused=True, materialize_grads=True)
+    return list(found[: len(results)]), list(found[len(results) :])
+
+
+def adjoints_of(values: Sequence[Tensor], owners: Sequence[Tensor]) -> dict[int, Adjoint]:
+    """The adjoints of a call's outputs, by output."""
+    return {place: Adjoint(*pair) for place, pair in enumerate(zip(values, owners, strict=True))}
+
+
+def reference_gradient(call: OpCall, adjoint: Tensor, *, output: int | None = None) -> Tensor:
+    """The gradient of the call with respect to its effective weight that autograd gives for `adjoint`.
+
+    What `torch.func.vjp` gives, which cannot run packed sequences. adjoint: the output's shape; for a group's gradient,
+    zero outside the group's rows: see `masked`.
+    """
+    weight = call.weight.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        result = apply(call, weight, output=output)
+    if not result.requires_grad:
+        return torch.zeros_like(call.weight)
+    (gradient,) = torch.autograd.grad(result, weight, adjoint)
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
@@ -150,6 +237,43 @@ def paths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Pa
             yield (key,), value
         elif isinstance(value, (tuple, list)):
             yield from (((key, place), item) for place, item in enumerate(value) if isinstance(item, Tensor))
+
+
+def ask_all(factors: Factors, keep: Tensor) -> None:
+    """Everything that is asked of factors."""
+    factors.densify()
+    factors.restrict(keep).densify()
+    factors.weighted(torch.full(keep.shape, 2.0, dtype=torch.float64)).densify()
+    factors.by_cell(keep.long())
+    factors.rows()
+    factors.scale()
+
+
+def reordered(case: OpCase, call: OpCall, adjoint: Tensor) -> tuple[OpCall, Tensor] | None:
+    """The call with its samples backwards, where turning every axis as long as the sample axis turns its output."""
+    if case.sample_axis is None or case.owners is not None or not adjoint.numel():
+        return None
+    length = adjoint.shape[case.sample_axis]
+    args, kwargs = case.args, dict(case.kwargs)
+    for path, tensor in paths(args, kwargs):
+        axes = [axis for axis, size in enumerate(tensor.shape) if size == length]
+        if path != case.operand:
+            args, kwargs = put(args, kwargs, path, tensor.flip(axes))
+    turned = replace(call, args=args, kwargs=kwargs)
+    axis = case.sample_axis % adjoint.dim()
+    try:
+        there, here = (apply(c, output=case.output) for c in (turned, call))
+    except RuntimeError:
+        return None  # an argument whose order is no sample's, such as the offsets of bags
+    if not torch.allclose(there, here.flip(axis), rtol=1e-12, atol=1e-12):
+        return None
+    assert call.owners is not None
+    return replace(turned, owners=call.owners.flip(axis)), adjoint.flip(axis)
+
+
+def tensors(call: OpCase | OpCall) -> list[Tensor]:
+    """Every tensor among the arguments."""
+    return [tensor for _, tensor in paths(call.args, call.kwargs)]
 
 
 def _indices(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -97,6 +97,15 @@ def _factors(op: Op, output: int, operand: Operand, adjoint: Adjoint) -> Factors
             return None
 
 
+def weighted(op: Op, part: Factored, weights: Tensor) -> Tensor:
+    """The gradient at the effective weight, each sample's share weighted; AdapterError where the factors do not fit."""
+    with _failing_by_name(op, [part.operand]):
+        gradient = part.factors.weighted(weights.to(part.factors.adjoint.device)).densify()
+        if tuple(gradient.shape) != part.operand.shape:
+            raise ValueError(f"its factors are of shape {tuple(gradient.shape)}, the weight is {part.operand.shape}")
+        return gradient
+
+
 @contextmanager
 def _failing_by_name(op: Op, operands: Sequence[Operand]) -> Iterator[None]:
     """An adapter that fails on a call it claimed is named."""

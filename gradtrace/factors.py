@@ -84,6 +84,16 @@ class Factors(ABC):
         return {cell: self.restrict(cells == cell).densify() for cell in present}
 
 
+def trusted_scale(factors: Factors, norms: Norms | None) -> float:
+    """What the factors say is their scale, or what their rows say where that is less.
+
+    Residuals are divided by it: an adapter whose scale is too large would pass every audit.
+    """
+    own = factors.scale()
+    bound = own if norms is None else float((norms.activation * norms.adjoint).sum())
+    return own if own <= bound * (1 + 1e-6) else bound
+
+
 @dataclass(frozen=True)
 class OuterFactors(Factors):
     """G = A^T D, reshaped: the weight's axes are `inputs + outputs`, permuted by `order`.

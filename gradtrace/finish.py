@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtrace.audit import tolerance
+from gradtrace.audit import suspicion, tolerance
 from gradtrace.gather import Rung
 from gradtrace.metrics import RANK_RULE
 from gradtrace.session import Session
@@ -21,15 +21,15 @@ def judge(session: Session) -> None:
     session.finish()
     memory = session.memory
     for name in session.audit.reference:
-        residual = session.audit.residuals.get(name, float("nan"))
+        residual = session.audit.residuals.get(name)
         overflown = not bool(torch.isfinite(session.audit.reference[name]).all())
-        if overflown or not residual > tolerance_of(session, name):
+        if residual is None or overflown or residual <= tolerance_of(session, name):  # NaN is no pass
             continue
         if "global" in session.gathered.rungs[name].names:
             why = f"groups do not add up to the gradient even over the whole graph (residual {residual:.1e})"
             memory.ungrouped.setdefault(name, why)
         elif name not in memory.opaque:
-            memory.opaque[name] = f"a use that cannot be seen (residual {residual:.1e})"
+            memory.opaque[name] = suspicion(session.gathered.rungs[name].adapters, f"residual {residual:.1e}")
             session.retrace = True
 
 

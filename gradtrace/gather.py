@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from gradtrace.accumulate import ParameterSum, matrix_shape
 from gradtrace.contributions import Factored, Local, to_parameters
-from gradtrace.factors import LookupFactors, OuterFactors
+from gradtrace.factors import LookupFactors, OuterFactors, trusted_scale
 from gradtrace.ops import Op, Operand
 from gradtrace.survey import Memory
 
@@ -114,8 +114,8 @@ class Gathered:
             total.drop("activation", "no adapter factors this op")
             self._local_adjoint(total, part, cells)
             return
-        total.scale += part.factors.scale()
         norms = part.factors.norms()
+        total.scale += trusted_scale(part.factors, norms)
         if norms is not None:
             total.add_power(norms, cells[norms.owners])
         found = False

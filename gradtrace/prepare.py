@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.audit import tolerance
+from gradtrace.audit import suspicion, tolerance
 from gradtrace.bypass import has_region
 from gradtrace.errors import CaptureError
 from gradtrace.ops import Op
@@ -112,7 +112,7 @@ def _survey(session: Session, probe: Probe, ops: list[Op], *, audit: bool) -> No
     session.owners.update(owners)
     if audit:
         memory.coupled |= find_coupled(probe, ops, owners, memory)
-        _judge(session, audit_owners(probe, ops, adjoints, owners, session.edges, memory))
+        _judge(session, ops, audit_owners(probe, ops, adjoints, owners, session.edges, memory))
 
 
 def _mixed(session: Session, op: Op) -> None:
@@ -126,12 +126,18 @@ def _mixed(session: Session, op: Op) -> None:
         memory.coupled.add(name)
 
 
-def _judge(session: Session, residuals: Mapping[str, float]) -> None:
+def _judge(session: Session, ops: Sequence[Op], residuals: Mapping[str, float]) -> None:
+    adapters = {
+        name: dict.fromkeys(
+            o.adapter.name for op in ops for o in op.operands if o.adapter and name in o.value.parameters
+        )
+        for name in residuals
+    }
     for name, residual in residuals.items():
         session.owner_residuals[name] = residual
         session.memory.audited.add(name)
-        if residual > tolerance(session.parameters[name].dtype, session.dtypes):
-            session.memory.opaque.setdefault(name, f"a use that cannot be seen (owner residual {residual:.1e})")
+        if not residual <= tolerance(session.parameters[name].dtype, session.dtypes):  # NaN is no pass
+            session.memory.opaque.setdefault(name, suspicion(adapters[name], f"owner residual {residual:.1e}"))
 
 
 def _global_passes(

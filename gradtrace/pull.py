@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
+from gradtrace.bypass import NODE
 from gradtrace.ops import Op, Operand
 
 
@@ -96,9 +98,27 @@ def _is_cast(node: Any, wanted: dict[Any, int]) -> bool:
 
 
 def _run(node: Any, grads: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
+    if node.name() != NODE and isinstance(node, BackwardCFunction):
+        return _run_custom(node, grads)
     count = len(node._input_metadata)
     result = node(*(grads.get(i) for i in range(count)))
     return result if isinstance(result, tuple) else (result,)
+
+
+def _run_custom(node: Any, grads: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
+    """The backward of a custom autograd function or of an op of `torch.library`: as the engine calls it.
+
+    It returns one gradient per argument of forward; the node's parents are the arguments that are tensors.
+    """
+    given = [grads[i] if i in grads else _zeros(meta) for i, meta in enumerate(node._input_metadata)]
+    result = node.apply(*given)
+    result = result if isinstance(result, tuple) else (result,)
+    needed = iter([r for r, asked in zip(result, node.needs_input_grad, strict=False) if asked])
+    return tuple(None if parent is None else next(needed) for parent, _ in node.next_functions)
+
+
+def _zeros(meta: Any) -> Tensor:
+    return torch.zeros(tuple(meta.shape), dtype=meta.dtype, device=meta.device)
 
 
 def _add(found: list[Tensor | None], index: int, grad: Tensor) -> None:

@@ -11,16 +11,33 @@ Nothing here imports pytest: `TestMine.run()` runs the same checks anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtrace.adapters import Adapter
-from gradtrace.calls import OpCall, RowsCutError
-from gradtrace.cases import OpCase, apply, draw, looped_gradients, masked, paths, put, reference_gradient
+from gradtrace.adapters import Adapter, JointAdapter
+from gradtrace.calls import Adjoint, OpCall, Path, RowsCutError
+from gradtrace.cases import (
+    OpCase,
+    adjoints_of,
+    apply,
+    ask_all,
+    delivered,
+    draw,
+    groups_of,
+    joint_settings,
+    looped_gradients,
+    masked,
+    outputs,
+    paths,
+    reference_gradient,
+    reordered,
+    settings,
+    tensors,
+)
 from gradtrace.factors import Factors
 
 __all__ = ["AdapterTests", "OpCase", "apply", "draw", "looped_gradients", "masked", "reference_gradient"]
@@ -62,7 +79,7 @@ class AdapterTests:
     # ------------------------------------------------------------------ what is claimed
 
     def test_the_call_is_claimed(self, case: OpCase) -> None:
-        for tensor in _tensors(case):
+        for tensor in tensors(case):
             plain = tensor.dtype in _DOUBLE or not (tensor.is_floating_point() or tensor.is_complex())
             _check(plain, case, f"has a tensor of {tensor.dtype}: write cases in float64 or complex128")
         _check(self.adapter.claims(case.call()), case, "is not claimed")
@@ -85,7 +102,7 @@ class AdapterTests:
             if path == case.operand or not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
             other = replace(case, operand=path)
-            for call, adjoint, _ in _settings(other) if self.adapter.claims(other.call()) else ():
+            for call, adjoint, _ in settings(other, self.adapter) if self.adapter.claims(other.call()) else ():
                 try:
                     factors = self._factors(case, call, adjoint)
                 except RowsCutError:
@@ -96,7 +113,7 @@ class AdapterTests:
     # ------------------------------------------------------------------ what the factors are
 
     def test_every_groups_factors_are_its_gradient(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             factors = self._factors(case, call, adjoint)
             whole = reference_gradient(call, adjoint, output=case.output)
             self._same(factors.densify(), whole, whole, case, "all rows")
@@ -105,7 +122,7 @@ class AdapterTests:
                 self._same(factors.restrict(keep).densify(), expected, whole, case, f"`restrict` to {keep.tolist()}")
 
     def test_a_loop_over_samples_gives_the_same(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case) if case.loop else ():
+        for call, adjoint, groups in settings(case, self.adapter) if case.loop else ():
             factors = self._factors(case, call, adjoint)
             looped = looped_gradients(call, adjoint, output=case.output)
             whole = sum(looped.values(), torch.zeros_like(call.weight))
@@ -116,7 +133,7 @@ class AdapterTests:
                 self._same(got, expected, whole, case, f"sample {owner}", tolerance=max(self.tolerance, 1e-8))
 
     def test_weights_multiply_each_samples_share(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             weights = draw(len(groups[0]), seed=3)
             assert call.owners is not None
             expected = reference_gradient(call, adjoint * weights[call.owners], output=case.output)
@@ -124,7 +141,7 @@ class AdapterTests:
             self._same(got, expected, expected, case, "`weighted`")
 
     def test_cells_are_groups_and_add_up(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             factors = self._factors(case, call, adjoint)
             cells = torch.arange(len(groups[0])) * 5 % 3 + 11
             found = factors.by_cell(cells)
@@ -138,12 +155,12 @@ class AdapterTests:
                 self._same(got, expected, whole, case, f"`by_cell` of {cell}")
 
     def test_sample_numbers_and_their_order_do_not_matter(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             factors, number = self._factors(case, call, adjoint), len(groups[0]) - 1
             order = torch.cat([torch.arange(number).flip(0), torch.tensor([-1])])
             assert call.owners is not None
             turned = self._factors(case, replace(call, owners=order[call.owners]), adjoint)
-            moved = _reordered(case, call, adjoint)
+            moved = reordered(case, call, adjoint)
             for keep in groups:
                 expected = factors.restrict(keep).densify()
                 got = turned.restrict(keep[order]).densify()
@@ -152,10 +169,40 @@ class AdapterTests:
                     got = self._factors(case, *moved).restrict(keep).densify()
                     self._same(got, expected, expected, case, "the samples in another order")
 
+    def test_outputs_are_taken_together(self, case: OpCase) -> None:
+        """Of a JointAdapter: all weights, for all outputs at once; nothing is counted once per output."""
+        results = outputs(case.call()) if isinstance(self.adapter, JointAdapter) else ()
+        if len(results) < 2:
+            return
+        told = case.together is not None and len(case.together) == len(results)
+        _check(told, case, f"returns {len(results)} outputs: `together` has to say where samples lie in each of them")
+        for call, weights, drawn, owners in joint_settings(case, self.adapter):
+            found = self._jointly(case, call, weights, adjoints_of(delivered(call, weights, drawn)[0], owners))
+            for keep in groups_of(owners[0]):
+                shares = [torch.where(keep[o], d, torch.zeros_like(d)) for o, d in zip(owners, drawn, strict=True)]
+                for path, expected in zip(weights, delivered(call, weights, shares)[1], strict=True):
+                    got, whole = found[path].restrict(keep).densify(), found[path].densify()
+                    self._same(got, expected, whole, case, f"all outputs together, the weight at {path}")
+
+    def _jointly(
+        self, case: OpCase, call: OpCall, weights: Sequence[Path], adjoints: Mapping[int, Adjoint]
+    ) -> Mapping[Path, Factors]:
+        """The factors for all outputs, which have no more rows than for one."""
+        assert isinstance(self.adapter, JointAdapter)
+        found, first = self.adapter.joint_factors(call, weights, adjoints), dict([next(iter(adjoints.items()))])
+        _check(
+            set(found) >= set(weights), case, f"`joint_factors` has weights at {list(found)}, not at {list(weights)}"
+        )
+        for path, alone in self.adapter.joint_factors(call, weights, first).items():
+            counts = [None if rows is None else len(rows.owners) for rows in (alone.rows(), found[path].rows())]
+            _check(counts[0] == counts[1], case, f"`rows` of the weight at {path}: {counts[1]} for all outputs "
+                f"together, {counts[0]} for one")  # fmt: skip
+        return found
+
     # ------------------------------------------------------------------ rows and sizes
 
     def test_every_row_has_its_owner(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             rows = self._factors(case, call, adjoint).rows()
             if rows is None:
                 continue
@@ -178,27 +225,31 @@ class AdapterTests:
                 _check(bool(keep[live].all()), case, f"`rows` gives rows of {keep.tolist()} to {live.tolist()}")
 
     def test_scale_bounds_the_gradient(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             factors = self._factors(case, call, adjoint)
             for some in (factors, *(factors.restrict(keep) for keep in groups)):
                 norm, scale = float(torch.linalg.vector_norm(some.densify())), some.scale()
                 _check(isinstance(scale, float), case, f"`scale` is {type(scale)} instead of float")
                 _check(norm <= scale * (1 + self.tolerance), case, f"`scale` {scale} is below the norm {norm}")
+                norms = some.norms()
+                if norms is not None:  # the audits divide by it: one that is too large would hide mistakes
+                    most = float((norms.activation * norms.adjoint).sum())
+                    _check(scale <= most * (1 + 1e-6), case, f"`scale` {scale} is more than rows make: {most}")
 
     # ------------------------------------------------------------------ manners
 
     def test_nothing_is_written_on_the_inputs(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
-            kept = [*_tensors(call), adjoint]
+        for call, adjoint, groups in settings(case, self.adapter):
+            kept = [*tensors(call), adjoint]
             before = [(t._version, t.clone()) for t in kept]
             self.adapter.claims(call)
-            _use(self._factors(case, call, adjoint), groups[0])
+            ask_all(self._factors(case, call, adjoint), groups[0])
             for tensor, (version, value) in zip(kept, before, strict=True):
                 same = tensor._version == version and torch.equal(tensor, value)
                 _check(same, case, f"a tensor of shape {tuple(tensor.shape)} was written on")
 
     def test_an_adjoint_may_have_any_strides(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             axes = list(reversed(range(adjoint.dim())))
             backwards = adjoint.permute(axes).contiguous().permute(axes)
             single = torch.ones((), dtype=adjoint.dtype).expand(adjoint.shape)
@@ -207,10 +258,10 @@ class AdapterTests:
                 factors = self._factors(case, call, strided)
                 size = torch.tensor(factors.scale())  # ones may cancel, as what a norm returns does
                 self._same(factors.densify(), expected, size, case, f"an adjoint with strides {strided.stride()}")
-                _use(factors, torch.ones_like(groups[0]))
+                ask_all(factors, torch.ones_like(groups[0]))
 
     def test_what_is_not_finite_stays_with_its_sample(self, case: OpCase) -> None:
-        for call, adjoint, groups in _settings(case):
+        for call, adjoint, groups in settings(case, self.adapter):
             spoiled = torch.zeros_like(groups[0])
             spoiled[0] = True
             broken = torch.where(spoiled[call.owners], float("nan"), adjoint)
@@ -248,51 +299,3 @@ class AdapterTests:
 def _check(holds: bool, case: OpCase, message: str) -> None:
     if not holds:
         raise AssertionError(f"{case.name} (`{case.call().name}`): {message}.")
-
-
-def _settings(case: OpCase) -> Iterator[tuple[OpCall, Tensor, list[Tensor]]]:
-    """The call with owners, a random adjoint, and groups: nobody's, each sample alone, every other one, none, all."""
-    for call in case.calls_with_owners():
-        assert call.output is not None
-        assert call.owners is not None
-        adjoint = draw(*call.output.shape, dtype=call.output.dtype, seed=2)
-        number = int(call.owners.max()) + 1 if call.owners.numel() else 0
-        alone = torch.eye(number + 1, dtype=torch.bool)
-        every_other = torch.arange(number + 1) % 2 == 0
-        yield call, adjoint, [*alone, every_other, torch.zeros_like(every_other), torch.ones_like(every_other)]
-
-
-def _use(factors: Factors, keep: Tensor) -> None:
-    """Everything that is asked of factors."""
-    factors.densify()
-    factors.restrict(keep).densify()
-    factors.weighted(torch.full(keep.shape, 2.0, dtype=torch.float64)).densify()
-    factors.by_cell(keep.long())
-    factors.rows()
-    factors.scale()
-
-
-def _reordered(case: OpCase, call: OpCall, adjoint: Tensor) -> tuple[OpCall, Tensor] | None:
-    """The call with its samples backwards, where turning every axis as long as the sample axis turns its output."""
-    if case.sample_axis is None or case.owners is not None or not adjoint.numel():
-        return None
-    length = adjoint.shape[case.sample_axis]
-    args, kwargs = case.args, dict(case.kwargs)
-    for path, tensor in paths(args, kwargs):
-        axes = [axis for axis, size in enumerate(tensor.shape) if size == length]
-        if path != case.operand:
-            args, kwargs = put(args, kwargs, path, tensor.flip(axes))
-    turned = replace(call, args=args, kwargs=kwargs)
-    axis = case.sample_axis % adjoint.dim()
-    try:
-        there, here = (apply(c, output=case.output) for c in (turned, call))
-    except RuntimeError:
-        return None  # an argument whose order is no sample's, such as the offsets of bags
-    if not torch.allclose(there, here.flip(axis), rtol=1e-12, atol=1e-12):
-        return None
-    assert call.owners is not None
-    return replace(turned, owners=call.owners.flip(axis)), adjoint.flip(axis)
-
-
-def _tensors(call: OpCase | OpCall) -> list[Tensor]:
-    return [tensor for _, tensor in paths(call.args, call.kwargs)]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module may import from the layers named before its own. A package is one layer.
 LAYERS = (
-    *("errors", "inputs", "metrics", "study"),
+    *("errors", "inputs", "metrics", "study", "scaffold"),
     "store",  # rows, and what becomes of them on disk: numpy and zarr
     *("selection", "untouched"),
     *("decompose", "factors", "accumulate", "groups", "settings"),  # what a gradient is made of, and whose
@@ -25,9 +25,11 @@ LAYERS = (
     *("outlets", "ownership", "pull", "contributions", "survey"),  # what a backward pass says about it
     *("gather", "audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
-    *("graph", "graphing", "probing", "measure", "recorder"),  # what users call
+    *("graph", "graphing", "probing", "measure", "variables", "func", "recorder"),  # what users call
     "door",  # `import gradtrace`: the public names
-    *("training", "plots", "demo", "cli"),
+    "training",
+    *("evidence", "advice", "rehearsal", "checkup"),  # what `gradtrace doctor` says
+    *("plots", "demo", "cli"),
 )
 DOOR = "door"
 WITHOUT_TORCH = ("errors", "inputs", "metrics", "store")
