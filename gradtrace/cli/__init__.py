@@ -13,7 +13,7 @@ import click
 
 from gradtrace.errors import GradtraceError
 
-COMMANDS = ("demo", "graph", "train", "ls", "info", "query", "plugins")
+COMMANDS = ("demo", "graph", "doctor", "train", "ls", "info", "query", "plugins")
 FAILURE, NOTHING_MATCHED, INTERRUPTED = 1, 3, 130
 
 

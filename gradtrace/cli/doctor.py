@@ -1,0 +1,188 @@
+"""`gradtrace doctor`: how a study's parameters will be measured, and what would improve it, before it is trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradtrace.cli import FAILURE
+from gradtrace.cli.output import Output, json_of, note, output_options
+
+if TYPE_CHECKING:
+    from gradtrace.checkup import Checkup, ParameterCheck
+
+COLUMNS = (
+    *(
+        "parameter",
+        "shape",
+        "elements",
+        "dtype",
+        "ops",
+        "adapters",
+        "rung",
+        "reason",
+        "ownership",
+        "coupled",
+        "coupling",
+    ),
+    *("kinds", "kinds_absent", "residual", "owner_residual", "tolerance", "verdict", "advice"),
+)
+SHOWN = (
+    *("parameter", "shape", "ops", "adapters", "rung", "ownership", "coupled", "kinds"),
+    *("residual", "owner_residual", "tolerance", "verdict"),
+)
+# What a narrow terminal goes without, in this order.
+DISPENSABLE = ("tolerance", "coupled", "shape", "kinds", "ownership", "ops", "adapters", "owner_residual", "residual")
+INITIALS = {"gradient": "G", "activation": "A", "adjoint": "D"}
+UNLIMITED = 100_000  # a pipe or file has no width to fit into
+NAMED = 4  # so many parameters are named beside a piece of advice
+
+
+@click.command("doctor")
+@click.argument("study", metavar="STUDY")
+@click.option(
+    "--parameters",
+    metavar="GLOB",
+    multiple=True,
+    help="Only parameters whose name matches; repeatable.  [default: all]",
+)
+@click.option(
+    "--coupling",
+    type=click.Choice(["rows", "loss"]),
+    default="rows",
+    show_default=True,
+    help="What a group's part is where samples see each other.",
+)
+@click.option(
+    "--sample-dim", type=int, metavar="AXIS", help="The sample axis of the output, where lengths leave a doubt."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes CUDA where there is one.",
+)
+@click.option("--only-problems", is_flag=True, help="Only parameters that fail or could be measured better.")
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context, study: str, only_problems: bool, output_format: str, output_path: Path | None, **options: Any
+) -> None:
+    """How each parameter of STUDY will be measured, before training.
+
+    Runs the study's first batch with its loss and groups, in training mode, and changes nothing. Per parameter: ops,
+    adapters, rung and why, whose rows are whose, the kinds of spectra, the audits, and what would improve it. Ends with
+    exit code 1 if a parameter is ungrouped or fails an audit.
+    """
+    from gradtrace.checkup import examine
+    from gradtrace.study import load_study
+
+    patterns = options.pop("parameters")
+    found = examine(load_study(study), parameters=patterns or None, **options)
+    rows = found.problems if only_problems else found.parameters
+    _write(found, rows, Output(output_format, output_path))
+    for text in (found.batch, *found.notes, found.summary):
+        note(_wrapped(text, _width(sys.stderr)))
+    if not found.ok:
+        ctx.exit(FAILURE)
+
+
+def _write(found: Checkup, rows: Sequence[ParameterCheck], output: Output) -> None:
+    if output.format == "json":
+        with output.open() as file:
+            json.dump(json_of(_nested(found, rows)), file, ensure_ascii=False, indent=2, allow_nan=False)
+            file.write("\n")
+    elif output.format == "table":
+        _write_table(found, rows, output)
+    else:
+        output.write(COLUMNS, map(_flat, rows))
+
+
+def _nested(found: Checkup, rows: Sequence[ParameterCheck]) -> dict[str, Any]:
+    return {
+        "study": found.study,
+        "ok": found.ok,
+        "summary": found.summary,
+        "loss": found.loss,
+        "coupling": found.coupling,
+        "groups": found.groups,
+        "factored_share": found.factored_share,
+        "notes": found.notes,
+        "parameters": [{**_flat(row), "shape": row.shape} for row in rows],
+    }
+
+
+def _flat(row: ParameterCheck) -> dict[str, Any]:
+    """A row under its columns."""
+    return {column: getattr(row, column) for column in COLUMNS} | {"shape": _shape(row)}
+
+
+def _shape(row: ParameterCheck) -> str:
+    return "x".join(map(str, row.shape)) or "scalar"
+
+
+# ---------------------------------------------------------------------- for people
+
+
+def _write_table(found: Checkup, rows: Sequence[ParameterCheck], output: Output) -> None:
+    numbers = {text: place for place, text in enumerate(found.advice, 1)}
+    shown = [_short(row, numbers) for row in rows]
+    width = _width(sys.stdout if output.path is None else None)
+    output.write(_fitting(shown, width), shown)
+    lines = []
+    for text, place in numbers.items():
+        lines.append(f"\n{place}. {_named(found.advice[text])}:\n{_wrapped(text, min(width, 100), indent='   ')}")
+    if lines and output.path is None:
+        click.echo("\n".join([*lines, ""]))
+    elif lines and output.path is not None:
+        with output.path.open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+def _short(row: ParameterCheck, numbers: Mapping[str, int]) -> dict[str, Any]:
+    """A row as the table has it: numbers in few digits, advice by its number."""
+    audits = {name: f"{getattr(row, name):.0e}" for name in ("residual", "owner_residual", "tolerance")}
+    advice = ", ".join(str(numbers[text]) for text in row.advice)
+    verdict = row.verdict.replace("fails", "FAILS").replace("improvable", "see")
+    return {
+        "parameter": row.parameter,
+        "shape": _shape(row),
+        "ops": ", ".join(row.ops) or "-",
+        "adapters": ", ".join(row.adapters) or "-",
+        "rung": row.rung,
+        "ownership": row.ownership,
+        "coupled": "yes" if row.coupled else "-",
+        "kinds": " ".join(INITIALS[kind] for kind in row.kinds) or "-",
+        "verdict": f"{verdict} {advice}".strip(),
+        **{name: "-" if text == "nan" else text for name, text in audits.items()},
+    }
+
+
+def _fitting(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
+    """The columns that fit into a width side by side, the most important at least."""
+    sizes = {column: max([len(column), *(len(row[column]) for row in rows)]) + 2 for column in SHOWN}
+    kept = list(SHOWN)
+    for column in DISPENSABLE:
+        if sum(sizes[name] for name in kept) - 2 > width:
+            kept.remove(column)
+    return kept
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _width(stream: Any) -> int:
+    return shutil.get_terminal_size().columns if stream is not None and stream.isatty() else UNLIMITED
+
+
+def _wrapped(text: str, width: int, *, indent: str = "") -> str:
+    return click.wrap_text(text, width, initial_indent=indent, subsequent_indent=indent or "  ")
