@@ -1,0 +1,5 @@
+"""Architectures that people train, small and random. Nothing is ever downloaded for them."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
