@@ -16,10 +16,12 @@ from gradtrace.decompose.dense import narrowed, singular_values, triangle
 from gradtrace.decompose.factored import SmallFactors
 from gradtrace.factors import LookupFactors, Norms
 
+MOST_PENDING = 2**20  # numbers in the rows that wait to be folded, unless their matrix is wider than tall by then
+
 
 @dataclass
 class KindRows:
-    """The rows of one kind (activation or adjoint), as matrices per cell; bounded at about twice their width."""
+    """The rows of one kind (activation or adjoint), per cell; folded into triangles before they are many."""
 
     width: int
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -27,10 +29,15 @@ class KindRows:
     pending: int = 0
 
     def add(self, rows: Tensor, cells: Tensor) -> None:
-        self.parts.append((rows.detach(), cells))
-        self.pending += len(rows)
-        if self.pending > max(2 * self.width, 4096):
-            self._fold()
+        most = max(2 * self.width, MOST_PENDING // max(self.width, 1))
+        for start in range(0, len(rows), most):
+            some = rows[start : start + most].detach()
+            if start + len(some) == len(rows) and len(some) < len(rows):
+                some = some.clone()  # a rest that waits must not hold all of the rows
+            self.parts.append((some, cells[start : start + most]))
+            self.pending += len(some)
+            if self.pending >= most:
+                self._fold()
 
     def _fold(self) -> None:
         for cell, rows in self._by_cell().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ NEGLIGIBLE = 1e-3  # of the largest gradient: what a gradient that is zero but f
 PROBES = 4  # random vectors that stand for a gradient that is never formed
 
 
+@dataclass(frozen=True)
+class Held:
+    """A gradient before a pass, and what tells whether the pass touched it: one left over from before is no news."""
+
+    value: Tensor
+    of: Tensor
+    version: int
+
+    @classmethod
+    def of_gradient(cls, gradient: Tensor) -> Held:
+        return cls(_dense(gradient).clone(), gradient, gradient._version)
+
+    def is_still(self, gradient: Tensor) -> bool:
+        return gradient is self.of and gradient._version == self.version
+
+
 class Audit:
     """Autograd's own gradients of one step: differences of `p.grad`, or, where hooks of the user's change them, a pass.
 
@@ -27,14 +44,14 @@ class Audit:
     def __init__(self, parameters: Mapping[str, Tensor], edges: Mapping[str, GradientEdge]) -> None:
         self._parameters, self._edges = parameters, edges
         self._hooked = [n for n, p in parameters.items() if p._backward_hooks or _post_hooks(p)]
-        self._before: dict[str, Tensor | None] = {}
+        self._before: dict[str, Held | None] = {}
         self.reference: dict[str, Tensor] = {}
         self.residuals: dict[str, float] = {}
 
     def begin_pass(self) -> None:
         """Remembers the gradients that a backward pass will add to."""
         plain = [(n, p) for n, p in self._parameters.items() if n not in self._hooked]
-        self._before = {n: None if p.grad is None else _dense(p.grad).clone() for n, p in plain}
+        self._before = {n: None if p.grad is None else Held.of_gradient(p.grad) for n, p in plain}
 
     def reference_pass(self, roots: Sequence[GradientEdge], cotangents: Sequence[Tensor]) -> None:
         """Takes the gradients of parameters with hooks by a pass of our own that fires none."""
@@ -47,11 +64,10 @@ class Audit:
         """Adds what the pass accumulated."""
         for name, before in self._before.items():
             gradient = self._parameters[name].grad
-            if gradient is not None:
-                now = _dense(gradient)
-                self._add(
-                    name, now.clone() if before is None else now - before
-                )  # what the user does to p.grad is theirs
+            if gradient is None or (before is not None and before.is_still(gradient)):
+                continue
+            now = _dense(gradient)  # a copy: what the user does to p.grad is theirs
+            self._add(name, now.clone() if before is None else now - before.value)
         self._before = {}
 
     def _add(self, name: str, gradient: Tensor) -> None:

@@ -172,17 +172,19 @@ class BatchedFactors(Factors):
 class LookupFactors(Factors):
     """A table of `height` rows, looked up: A is one-hot and never formed.
 
-    indices: (rows,), adjoint: (rows, width), owners: (rows,).
+    indices: (rows,), adjoint: (rows, width), owners: (rows,). `shape`: the table's, where it is no matrix.
     """
 
     indices: Tensor
     adjoint: Tensor
     owners: Tensor
     height: int
+    shape: tuple[int, ...] | None = None
 
     def densify(self) -> Tensor:
         table = self.adjoint.new_zeros(self.height, self.adjoint.shape[1])
-        return table.index_add_(0, self.indices, self.adjoint)
+        table.index_add_(0, self.indices, self.adjoint)
+        return table if self.shape is None else table.reshape(self.shape)
 
     def restrict(self, keep: Tensor) -> LookupFactors:
         index = keep[self.owners].nonzero(as_tuple=True)[0]
@@ -228,7 +230,7 @@ class ElementFactors(Factors):
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype))
 
     def scale(self) -> float:
-        return float(self._terms().abs().double().sum())
+        return float(torch.linalg.vector_norm(self._terms(), 1, dtype=_wide(self.adjoint.dtype)).real)
 
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
         """Summed first over every axis along which neither the weight nor the owner varies: one pass over the data."""
@@ -266,6 +268,10 @@ class ElementFactors(Factors):
 def row_norms(rows: Tensor) -> Tensor:
     """(rows,) the Euclidean norm of every row, in float64."""
     return torch.linalg.vector_norm(rows, dim=-1).double()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def _masked(tensor: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -55,6 +56,7 @@ class Flow:
         self._inside, self._context, self._on_region = inside, context, on_region
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.loose_ends: dict[tuple[Any, int], Tensor] = {}
+        self.dtypes: set[torch.dtype] = set()
         # Set where a function is traced: it tells sample data, and ops outside modules are no part of the loss.
         self.whole: Callable[[Tensor], bool] | None = None
 
@@ -121,6 +123,7 @@ class Flow:
     def produce(self, tensor: Tensor, value: Value, *, border: bool = False) -> None:
         """Remembers what came out at a tensor's edge."""
         edge = get_gradient_edge(tensor)
+        self.dtypes.add(tensor.dtype)
         if tensor.dim() == 0 and tensor.is_floating_point():
             self.loose_ends[edge.node, edge.output_nr] = tensor
         made = Produced(

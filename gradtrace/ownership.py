@@ -14,6 +14,7 @@ from torch import Tensor
 
 UNKNOWN = -1  # a zero adjoint: nothing reached it, or nothing will
 MIXED = -2  # fed by several samples
+AT_ONCE = 2**20  # elements decoded together: what that takes is many times their size
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Codes:
 
     def decode(self, plain: Tensor, coded: Sequence[Tensor]) -> Tensor:
         """The owner of every element: a sample, UNKNOWN where the adjoint is zero, MIXED where no single power fits."""
+        flat = [t.reshape(-1) for t in (plain, *coded)]
+        pieces = zip(*(t.split(AT_ONCE) for t in flat), strict=True) if plain.numel() else ()
+        owners = [self._decode(first, rest).int() for first, *rest in pieces]
+        return torch.cat([torch.zeros(0, dtype=torch.int32), *owners]).reshape(plain.shape)
+
+    def _decode(self, plain: Tensor, coded: Sequence[Tensor]) -> Tensor:
         number = torch.zeros(plain.shape, dtype=torch.int64)
         known, exact = _readable(plain)
         for place, probe in enumerate(coded):

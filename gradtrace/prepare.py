@@ -11,13 +11,14 @@ from torch.autograd.graph import GradientEdge
 
 from gradtrace.audit import suspicion, tolerance
 from gradtrace.bypass import has_region
-from gradtrace.errors import CaptureError
+from gradtrace.errors import CaptureError, GradtraceError
 from gradtrace.ops import Op
 from gradtrace.outlets import Outlet, outlets_of
+from gradtrace.owner_audit import OwnerAudit
 from gradtrace.pull import local, through_graph
 from gradtrace.settings import Batch
 from gradtrace.shadow import shadow_pass
-from gradtrace.survey import Probe, Slot, audit_owners, find_coupled, find_owners, settle
+from gradtrace.survey import Probe, Slot, batches, find_coupled, find_owners, settle
 
 if TYPE_CHECKING:
     from gradtrace.session import Session
@@ -96,34 +97,67 @@ def _audit_is_due(session: Session, ops: Sequence[Op]) -> bool:
 
 
 def _survey(session: Session, probe: Probe, ops: list[Op], *, audit: bool) -> None:
+    try:
+        owner_audit = OwnerAudit(probe, session.edges, session.memory.generator) if audit else None
+        for some in batches(ops):
+            adjoints, owners = _find_owners(session, probe, some)
+            session.owners.update(owners)
+            if owner_audit is not None:
+                session.memory.coupled |= find_coupled(probe, some, owners, session.memory)
+                for op in some:
+                    owner_audit.add(op, adjoints, owners)
+        if owner_audit is not None:
+            _judge(session, ops, owner_audit.residuals())
+    except GradtraceError:
+        raise
+    except Exception as error:  # the backward of somebody's own function: training has to go on
+        for name in frozenset().union(*(o.value.parameters for op in ops for o in op.operands)):
+            why = f"probing the backward pass failed ({type(error).__name__}: {error})"
+            session.memory.opaque.setdefault(name, why)
+
+
+def _find_owners(session: Session, probe: Probe, ops: list[Op]) -> tuple[dict[Slot, Tensor], dict[Slot, Tensor]]:
+    """The probe's adjoints of the ops' outputs, and the owners of their elements; mixed ones are told apart."""
     memory, by_number = session.memory, {op.number: op for op in ops}
     adjoints: dict[Slot, Tensor] = {}
     owners: dict[Slot, Tensor] = {}
     found = find_owners(probe, ops, memory)
     slots = {(op.number, i): (op.key, i) for op in ops for i in range(len(op.outputs))}
     memory.unreached |= {key for slot, key in slots.items() if slot not in found and slot not in session.owners}
-    for slot, (adjoint, decoded) in found.items():
-        op = by_number[slot[0]]
+    for slot in list(found):
+        op, (adjoint, decoded) = by_number[slot[0]], found.pop(slot)
         settled = settle(decoded, op, slot[1], probe.n_samples, memory)
         if settled is None:
             _mixed(session, op)
         else:
             adjoints[slot], owners[slot] = adjoint, settled
-    session.owners.update(owners)
-    if audit:
-        memory.coupled |= find_coupled(probe, ops, owners, memory)
-        _judge(session, ops, audit_owners(probe, ops, adjoints, owners, session.edges, memory))
+    return adjoints, owners
 
 
 def _mixed(session: Session, op: Op) -> None:
-    """Rows fed by several samples: a value that all share, or samples that are coupled downstream."""
+    """Rows fed by several samples: a value that all share, or samples that are coupled downstream.
+
+    The former counts as a constant from then on. That is never wrong: its parameters are measured where what was made
+    of them meets the samples.
+    """
     memory = session.memory
-    if op.unseen_input and op.key not in memory.transparent:
+    if op.key not in memory.transparent and (op.unseen_input or _is_shared(op)):
         memory.transparent.add(op.key)
         session.retrace = True
     for name in frozenset().union(*(o.value.parameters for o in op.operands)):
         memory.opaque.setdefault(name, f"rows of `{op.key.function}` are fed by several samples")
         memory.coupled.add(name)
+
+
+def _is_shared(op: Op) -> bool:
+    """Whether an op's data came straight from the model's inputs, and cannot hold a part for every sample.
+
+    Position numbers, say, or a mask: no axis as long as a multiple of the batch, or a first axis of length one.
+    """
+    n_samples, shapes = op.context.n_samples, [[int(n) for n in s.split("x") if n] for s in op.input_shapes]
+    if op.sources or n_samples is None or n_samples == 1:
+        return False
+    return all((len(s) > 1 and s[0] == 1) or all(size % n_samples for size in s) for s in shapes)
 
 
 def _judge(session: Session, ops: Sequence[Op], residuals: Mapping[str, float]) -> None:
@@ -134,10 +168,13 @@ def _judge(session: Session, ops: Sequence[Op], residuals: Mapping[str, float]) 
         for name in residuals
     }
     for name, residual in residuals.items():
-        session.owner_residuals[name] = residual
         session.memory.audited.add(name)
-        if not residual <= tolerance(session.parameters[name].dtype, session.dtypes):  # NaN is no pass
-            session.memory.opaque.setdefault(name, suspicion(adapters[name], f"owner residual {residual:.1e}"))
+        if session.is_global(name):
+            continue  # what was compared is a way that is not taken
+        if residual <= tolerance(session.parameters[name].dtype, session.dtypes):
+            session.owner_residuals[name] = residual
+        else:  # NaN is no pass
+            session.memory.opaque[name] = suspicion(adapters[name], f"owner residual {residual:.1e}")
 
 
 def _global_passes(
@@ -159,7 +196,12 @@ def _global_passes(
     ]
     for cell in sorted({int(c) for o, _ in live for c in o.context.of_sample[:-1].tolist()}):
         masked = [o.spread((o.context.of_sample[:-1] == cell).double(), c) for o, c in live]
-        gradients = through_graph([o.edge for o, _ in live], masked, [session.edges[n] for n in names])
+        try:
+            gradients = through_graph([o.edge for o, _ in live], masked, [session.edges[n] for n in names])
+        except Exception as error:  # the backward of somebody's own function: training has to go on
+            why = f"a pass per group failed ({type(error).__name__}: {error})"
+            memory.ungrouped.update({name: f"{memory.opaque.get(name, 'coupled')}; {why}" for name in names})
+            return
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is not None:
                 session.gathered.add(name, cell, gradient)

@@ -73,13 +73,13 @@ class Session:
         self.audited = False
         self.owners: dict[Slot, Tensor] = {}
         self.owners_by_key: dict[tuple[OpKey, int], Tensor] = {}
-        self.dtypes: set[torch.dtype] = set()
         self.loss: Tensor | None = None
         self.cost: dict[str, float] = {"survey": 0.0, "reduce": 0.0}
         self.retrace = False  # a constant was taken for data; running the forward pass again will do better
         self._announced = False  # a backward pass is under way that was prepared
         self._last_use = False  # its graph is not used again: what was kept of an op can go with its adjoint
         self._waiting: dict[int, Waiting] = {}
+        self._delivered: set[int] = set()  # numbers of ops whose adjoints have come
         self._accumulated = False
         self._accepts: dict[int, bool] = {}
         self.modules = ModuleStack(model)
@@ -111,9 +111,14 @@ class Session:
         return key in self.memory.transparent
 
     def captured(self, op: Op) -> None:
-        self.dtypes.update(o.meta.dtype for o in op.outputs)
+        self.dtypes.update(_autocast_dtypes())  # an op may compute in it and return another
         self.seen.append(op)
         self.live.append(op)
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """In which values were computed: the coarsest says what rounding can do to a gradient."""
+        return self.capture.flow.dtypes
 
     def is_global(self, name: str) -> bool:
         """Whether a parameter is measured by one pass over the whole graph per cell."""
@@ -182,6 +187,7 @@ class Session:
         device = next(iter(waiting.adjoints.values())).value.device
         for part in contributions(op, waiting.adjoints):
             self.gathered.take(op, part, cells.to(device), owned=waiting.owned)
+        self._delivered.add(op.number)
         if self._last_use and len(waiting.adjoints) == len(op.outputs):
             op.release()
 
@@ -222,10 +228,11 @@ class Session:
             self._take_waiting()
         self.audit.end_pass()
         self._announced, self._accumulated, self._last_use = False, True, False
-        if not retained:
+        if not retained:  # ops of another graph that has not been run yet (split learning) stay
             for op in self.live:
-                op.release()
-            self.live.clear()
+                if op.number in self._delivered:
+                    op.release()
+            self.live = [op for op in self.live if op.number not in self._delivered]
 
     def finish(self) -> None:
         """After the last backward pass; raises when there was none."""
@@ -268,6 +275,12 @@ def _uncompiled() -> Iterator[None]:
         # a compiled wrapper warns of our hooks, which look at the modules inside it alone
         warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
         yield
+
+
+def _autocast_dtypes() -> list[torch.dtype]:
+    """What autocast casts to now, where it is on."""
+    kinds = ("cpu", "cuda")
+    return [torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)]
 
 
 def _provenance(parameters: Mapping[str, Tensor], constants: Sequence[Tensor]) -> Provenance:

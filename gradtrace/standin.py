@@ -28,8 +28,11 @@ class Standin:
         chosen, self.excluded = select(model, patterns)
         self._model = model
         written = _written_when_read(model)
-        frozen = {n: p.detach().clone() if id(p) in written else p.detach() for n, p in model.named_parameters()}
-        self.leaves: dict[str, Tensor] = {name: frozen[name].requires_grad_() for name in chosen}
+        frozen = {
+            name: nn.Parameter(p.detach().clone() if id(p) in written else p.detach(), requires_grad=name in chosen)
+            for name, p in model.named_parameters()
+        }
+        self.leaves: dict[str, Tensor] = {name: frozen[name] for name in chosen}
         self._buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         self._state = {**frozen, **self._buffers}
 

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.calls import Adjoint
 from gradtrace.capture import Capture
-from gradtrace.contributions import Factored, Local, contributions, to_parameters, weighted
-from gradtrace.factors import trusted_scale
 from gradtrace.ops import Op, OpKey
 from gradtrace.outlets import Outlet, random_cotangent
 from gradtrace.ownership import MIXED, UNKNOWN, Codes, Layout, compact, layouts_of
 from gradtrace.pull import through_graph
 
+MOST_BYTES = 2**26  # of adjoints that one probe asks for, unless a single op has more
 CONFIRMED = 3  # probes that must agree on a layout before it is used without one
 Slot = tuple[int, int]  # op number, output number
 
@@ -46,7 +44,7 @@ class Memory:
     unreached: set[tuple[OpKey, int]] = field(default_factory=set)  # outputs that lead to no loss, as far as seen
     ungrouped: dict[str, str] = field(default_factory=dict)  # parameter -> why no group's share is known
     audited: set[str] = field(default_factory=set)
-    sample_axes: dict[int, int] = field(default_factory=dict)  # number of axes of an output -> its sample axis
+    sample_axes: dict[int, int] = field(default_factory=dict)
     steps: int = 0
 
     def reconsider(self, known_constants: int) -> None:
@@ -92,7 +90,7 @@ class Probe:
         return cls(capture, outlets, [random_cotangent(o, generator) for o in outlets], n_samples)
 
     @contextmanager
-    def _passing(self, *, frozen: bool) -> Iterator[None]:
+    def passing(self, *, frozen: bool) -> Iterator[None]:
         with self.capture.silence(), torch.no_grad():
             self.capture.frozen = frozen
             try:
@@ -107,8 +105,22 @@ class Probe:
         cotangents = self.cotangents
         if weights is not None:
             cotangents = [o.spread(weights, c) for o, c in zip(self.outlets, cotangents, strict=True)]
-        with self._passing(frozen=frozen):
+        with self.passing(frozen=frozen):
             return through_graph([o.edge for o in self.outlets], cotangents, edges)
+
+
+def batches(ops: Sequence[Op]) -> Iterator[list[Op]]:
+    """The ops some at a time: a probe holds the adjoints of all it asks for, and these are as large as activations."""
+    held: list[Op] = []
+    size = 0
+    for op in ops:
+        size += sum(o.meta.numel() * o.meta.element_size() for o in op.outputs)
+        if held and size > MOST_BYTES:
+            yield held
+            held, size = [], sum(o.meta.numel() * o.meta.element_size() for o in op.outputs)
+        held.append(op)
+    if held:
+        yield held
 
 
 def find_owners(probe: Probe, ops: Sequence[Op], memory: Memory) -> dict[Slot, tuple[Tensor, Tensor]]:
@@ -135,11 +147,11 @@ def settle(slot_owners: Tensor, op: Op, output: int, n_samples: int, memory: Mem
     if n_samples == 1:
         return torch.zeros((1,) * slot_owners.dim(), dtype=torch.int64)
     if op.routed or not bool((slot_owners != UNKNOWN).any()):
-        return compact(slot_owners)
+        return compact(slot_owners).long()
     memory.learn(op.key, output, slot_owners, n_samples)
     layout = memory.layout(op.key, output)
     full = layout.owners(slot_owners.shape, n_samples) if layout else None
-    return full if full is not None else compact(slot_owners)
+    return full if full is not None else compact(slot_owners).long()
 
 
 def find_coupled(probe: Probe, ops: Sequence[Op], owners: Mapping[Slot, Tensor], memory: Memory) -> set[str]:
@@ -163,75 +175,3 @@ def find_coupled(probe: Probe, ops: Sequence[Op], owners: Mapping[Slot, Tensor],
         if not torch.equal(torch.where(before == 0, after, expected), after):
             coupled.update(*(o.value.parameters for o in op.operands))
     return coupled
-
-
-def audit_owners(
-    probe: Probe,
-    ops: Sequence[Op],
-    adjoints: Mapping[Slot, Tensor],
-    owners: Mapping[Slot, Tensor],
-    parameters: Mapping[str, GradientEdge],
-    memory: Memory,
-) -> dict[str, float]:
-    """Per parameter, |g_c - sum_n c_n G_n| / scale for random weights c_n on the samples' cotangents.
-
-    g_c is autograd's own; the scale is the sum over rows of |a| |d| where factors are known, and the norms of what was
-    added elsewhere. A use of the parameter that was not seen shows here as well as a row given to the wrong sample.
-    """
-    # eighths: exact in every dtype, bfloat16 included
-    weights = torch.randint(4, 13, (probe.n_samples,), generator=memory.generator).double() / 8
-    names = list(parameters)
-    reference = dict(zip(names, probe.adjoints([parameters[n] for n in names], weights), strict=True))
-    ours: dict[str, Tensor] = {}
-    scale: dict[str, float] = dict.fromkeys(names, 0.0)
-    extended = torch.cat([weights, torch.ones(1, dtype=torch.float64)])
-    with probe._passing(frozen=True):
-        for op in ops:
-            known = {
-                i: Adjoint(adjoints[op.number, i], owners[op.number, i].to(adjoints[op.number, i].device))
-                for i in range(len(op.outputs))
-                if (op.number, i) in owners and (op.number, i) in adjoints
-            }
-            for together in [known] if op.joint else [{i: one} for i, one in known.items()]:
-                if together:
-                    _add_weighted(op, contributions(op, together), extended, parameters, ours, scale)
-    found = {}
-    for name, expected in reference.items():
-        if expected is not None and not bool(torch.isfinite(expected).all()):
-            continue  # the step overflowed: it is audited when one does not
-        if expected is not None or name in ours:
-            size, floor = _distance(expected, ours.get(name)), scale[name] or _distance(expected, None)
-            found[name] = size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
-    return found
-
-
-def _distance(first: Tensor | None, second: Tensor | None) -> float:
-    """|first - second|, where None stands for zero."""
-    if first is None or second is None:
-        some = first if first is not None else second
-        return 0.0 if some is None else float(torch.linalg.vector_norm(some))
-    return float(torch.linalg.vector_norm(first - second))
-
-
-def _add_weighted(
-    op: Op,
-    parts: Sequence[Factored | Local],
-    weights: Tensor,
-    parameters: Mapping[str, GradientEdge],
-    ours: dict[str, Tensor],
-    scale: dict[str, float],
-) -> None:
-    for part in parts:
-        if isinstance(part, Factored):
-            gradient: Tensor | None = weighted(op, part, weights)
-        else:
-            gradient = part.pull(weights)
-        if gradient is None:
-            continue
-        direct = isinstance(part, Factored) and part.operand.value.moves is not None
-        for name, g in to_parameters(gradient, part.operand.edge, part.operand.value, parameters).items():
-            ours[name] = ours[name] + g if name in ours else g
-            size = _distance(g, None)
-            if direct and isinstance(part, Factored):
-                size = trusted_scale(part.factors, part.factors.norms())
-            scale[name] = scale.get(name, 0.0) + size

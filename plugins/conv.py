@@ -21,7 +21,7 @@ from torch import Tensor
 from gradtrace.calls import OpCall, RowsCutError, cast_as_used, is_dense
 from gradtrace.factors import Factors, Norms, OuterFactors, Rows, row_norms
 
-MOST_ELEMENTS = 2**22  # of a matrix of patches that is formed at once
+MOST_ELEMENTS = 2**20  # of a matrix of patches that is formed at once
 _AXES = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 

@@ -22,8 +22,8 @@ LAYERS = (
     *("decompose", "factors", "accumulate", "groups", "settings"),  # what a gradient is made of, and whose
     *("calls", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
     *("values", "modules", "composite", "bypass", "ops", "flow", "capture"),  # what a forward pass did
-    *("outlets", "ownership", "pull", "contributions", "survey"),  # what a backward pass says about it
-    *("gather", "audit", "shadow", "prepare"),  # what is done with that
+    *("outlets", "ownership", "pull", "contributions", "survey", "axes"),  # what a backward pass says about it
+    *("gather", "audit", "owner_audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
     *("graph", "graphing", "probing", "measure", "variables", "func", "recorder"),  # what users call
     "door",  # `import gradtrace`: the public names
