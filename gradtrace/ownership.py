@@ -45,55 +45,70 @@ class Codes:
 
     def decode(self, plain: Tensor, coded: Sequence[Tensor]) -> Tensor:
         """The owner of every element: a sample, UNKNOWN where the adjoint is zero, MIXED where no single power fits."""
-        flat = [t.reshape(-1) for t in (plain, *coded)]
+        flat = [t.detach().cpu().resolve_conj().reshape(-1) for t in (plain, *coded)]
         pieces = zip(*(t.split(AT_ONCE) for t in flat), strict=True) if plain.numel() else ()
-        owners = [self._decode(first, rest).int() for first, *rest in pieces]
+        table = self._table()
+        owners = [self._decode(first, rest, table) for first, *rest in pieces]
         return torch.cat([torch.zeros(0, dtype=torch.int32), *owners]).reshape(plain.shape)
 
-    def _decode(self, plain: Tensor, coded: Sequence[Tensor]) -> Tensor:
-        number = torch.zeros(plain.shape, dtype=torch.int64)
-        known, exact = _readable(plain)
+    def _decode(self, plain: Tensor, coded: Sequence[Tensor], table: Tensor) -> Tensor:
+        number = torch.zeros(len(plain), dtype=torch.int32)
+        exact = torch.ones(len(plain), dtype=torch.bool)
         for place, probe in enumerate(coded):
             power, same = _power_of_two(plain, probe)
             exact &= same & (power >= 0) & (power < self.base)
-            number += power.clamp(0, self.base - 1) * self.base**place
+            number += power.clamp_(0, self.base - 1).int() * self.base**place
+        owners = torch.where(exact, table[number], torch.tensor(MIXED, dtype=torch.int32))
+        live = _live(plain)
+        known = live.any(-1) if plain.is_complex() else live
+        return torch.where(known, owners, torch.tensor(UNKNOWN, dtype=torch.int32))
+
+    def _table(self) -> Tensor:
+        """The sample of every number that the digits can make; MIXED for those that stand for nobody."""
         numbers = sum(self.digits[place] * self.base**place for place in range(len(self.digits)))
-        table = torch.full((self.base ** len(self.digits),), MIXED, dtype=torch.int64)
-        table[numbers] = torch.arange(self.n_samples)
-        owners = torch.where(exact, table[number], torch.tensor(MIXED))
-        return torch.where(known, owners, torch.tensor(UNKNOWN))
+        table = torch.full((self.base ** len(self.digits),), MIXED, dtype=torch.int32)
+        table[numbers] = torch.arange(self.n_samples, dtype=torch.int32)
+        return table
 
 
-def _readable(plain: Tensor) -> tuple[Tensor, Tensor]:
-    real = _real(plain)
-    smallest = torch.finfo(plain.dtype).tiny * 2.0**12
-    known = real.abs() > smallest
-    return _back(known, plain, any_part=True), torch.ones(plain.shape, dtype=torch.bool)
-
-
-def _power_of_two(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-    """log2(coded / plain) and whether it is exact, per element; zero parts of complex numbers are passed over."""
-    (m0, e0), (m1, e1) = torch.frexp(_real(plain)), torch.frexp(_real(coded))
-    live = m0 != 0
-    same = (m0 == m1) | ~live & (m1 == 0)
-    power = torch.where(live, e1 - e0, torch.tensor(-(2**20), dtype=e0.dtype)).long()
-    if plain.is_complex():
-        other = torch.where(live, e1 - e0, torch.tensor(2**20, dtype=e0.dtype)).long()
-        agree = power.amax(-1) == other.amin(-1)
-        return power.amax(-1), same.all(-1) & agree
-    return power, same
+# Per floating dtype: an integer of its size, and the number of bits of its mantissa.
+_BITS = {
+    torch.float64: (torch.int64, 52),
+    torch.float32: (torch.int32, 23),
+    torch.bfloat16: (torch.int16, 7),
+    torch.float16: (torch.int16, 10),
+}
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """On the CPU, in float64 (exact), with a last axis of two for complex numbers."""
-    tensor = tensor.detach().resolve_conj().cpu()
-    return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
+    """With a last axis of two for complex numbers."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _back(flags: Tensor, like: Tensor, *, any_part: bool) -> Tensor:
-    if not like.is_complex():
-        return flags
-    return flags.any(-1) if any_part else flags.all(-1)
+def _live(tensor: Tensor) -> Tensor:
+    """Where a number is large enough to be read; smaller ones may have lost digits below the smallest normal one."""
+    real = _real(tensor)
+    return real.abs() > torch.finfo(real.dtype).tiny * 2.0**12
+
+
+def _power_of_two(plain: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
+    """log2(coded / plain) and whether it is exact, per element.
+
+    The bits of a float are sign, exponent and mantissa: times 2^k adds k to the exponent and changes nothing else, so
+    the difference of the bits is k behind as many zeros as the mantissa has bits. Of a complex number both parts are
+    asked, and a part that cannot be read is passed over.
+    """
+    real = _real(plain)
+    kind, mantissa = _BITS[real.dtype]
+    before, after = real.contiguous().view(kind), _real(coded).contiguous().view(kind)
+    power = (after - before) >> mantissa
+    exact = (after - before == power << mantissa) & (after ^ before >= 0) & _real(coded).isfinite()
+    if not plain.is_complex():
+        return power, exact
+    live = _live(plain)
+    lowest, highest = (torch.where(live, power, torch.full_like(power, fill)) for fill in (2**20, -(2**20)))
+    highest = highest.amax(-1)
+    return highest, (exact | ~live).all(-1) & (highest == lowest.amin(-1))
 
 
 @dataclass(frozen=True)

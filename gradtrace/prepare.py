@@ -57,7 +57,7 @@ def by_layout(session: Session, op: Op, output: int, n_samples: int) -> Tensor |
     meta = op.outputs[output].meta
     if n_samples == 1:
         return torch.zeros((1,) * meta.dim(), dtype=torch.int64)
-    layout = None if op.routed else session.memory.trusted(op.key, output)
+    layout = None if op.routed else session.memory.trusted(op.key, output, meta.shape, n_samples)
     return layout.owners(meta.shape, n_samples) if layout else None
 
 

@@ -32,12 +32,15 @@ class Memory:
     """What is known about a model from step to step.
 
     layouts: the layouts that still explain an op's output; an empty list says ownership changes from step to step.
+    folds: rows per sample met along an axis; family, output, axis, rows. Twice the rows may be another batch, which has
+    no labels.
     """
 
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0x67726164))
     layouts: dict[tuple[OpKey, int], list[Layout]] = field(default_factory=dict)
     confirmed: Counter[tuple[OpKey, int]] = field(default_factory=Counter)  # probes that a layout has explained
     sure: set[tuple[Any, int]] = field(default_factory=set)  # families of ops with enough of them
+    folds: set[tuple[Any, int, int, int]] = field(default_factory=set)
     transparent: set[OpKey] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)  # parameter -> why only the global way is left
     coupled: set[str] = field(default_factory=set)
@@ -62,13 +65,17 @@ class Memory:
             known = family[0] if family and all(v == family[0] for v in family) else []
         return known[0] if len(known) == 1 else None
 
-    def trusted(self, key: OpKey, output: int) -> Layout | None:
+    def trusted(self, key: OpKey, output: int, shape: Sequence[int], n_samples: int) -> Layout | None:
         """The layout of an op's output once CONFIRMED probes agreed: a few routed rows may fit one by chance."""
-        return self.layout(key, output) if (key.family, output) in self.sure else None
+        layout = self.layout(key, output) if (key.family, output) in self.sure else None
+        if layout is None or layout.axis >= len(shape):
+            return None
+        return layout if (key.family, output, layout.axis, shape[layout.axis] // n_samples) in self.folds else None
 
     def learn(self, key: OpKey, output: int, owners: Tensor, n_samples: int) -> None:
         """Keeps the layouts that explain these owners too."""
         fitting = layouts_of(owners, n_samples)
+        self.folds |= {(key.family, output, one.axis, owners.shape[one.axis] // n_samples) for one in fitting}
         self.confirmed[key, output] += 1
         if self.confirmed[key, output] >= CONFIRMED:
             self.sure.add((key.family, output))

@@ -21,7 +21,7 @@ LAYERS = (
     *("selection", "untouched"),
     *("decompose", "factors", "accumulate", "groups", "settings"),  # what a gradient is made of, and whose
     *("calls", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
-    *("values", "modules", "composite", "bypass", "ops", "flow", "capture"),  # what a forward pass did
+    *("moves", "values", "modules", "composite", "bypass", "ops", "flow", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey", "axes"),  # what a backward pass says about it
     *("gather", "audit", "owner_audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
