@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtrace.calls import OpCall, cast_as_used, is_dense
 from gradtrace.factors import Factors, Norms, Rows, row_norms
 
-MOST_ELEMENTS = 2**20  # of a matrix of outer products that is formed at once
+MOST_ELEMENTS = 2**18  # of a matrix of outer products that is formed at once
 
 
 @dataclass(frozen=True)

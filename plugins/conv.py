@@ -19,9 +19,9 @@ from gradtrace_plugins.window import Window, pieces
 from torch import Tensor
 
 from gradtrace.calls import OpCall, RowsCutError, cast_as_used, is_dense
-from gradtrace.factors import Factors, Norms, OuterFactors, Rows, row_norms
+from gradtrace.factors import Factors, Norms, OuterFactors, Rows
 
-MOST_ELEMENTS = 2**20  # of a matrix of patches that is formed at once
+MOST_ELEMENTS = 2**18  # of a matrix of patches that is formed at once
 _AXES = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 
@@ -65,6 +65,18 @@ class ConvFactors(Factors):
         for rows in self._grouped_blocks(MOST_ELEMENTS):
             total += _matrix(rows, transposed=self.transposed)
         return total.reshape(self.shape)
+
+    def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
+        """A few samples at a time: what is copied of them stays small."""
+        if not self._by_sample or not self.plain.numel():
+            return super().by_cell(cells)
+        of_sample = cells[self.owners.flatten()]
+        step = max(1, MOST_ELEMENTS // self.plain[0].numel())
+        found = {}
+        for cell in torch.unique(of_sample).tolist():
+            parts = [self._of(some).densify() for some in (of_sample == cell).nonzero(as_tuple=True)[0].split(step)]
+            found[cell] = sum(parts[1:], parts[0])
+        return found
 
     def _weight_gradient(self) -> Tensor:
         """What autograd itself would run: the roles of input and adjoint swap in a transposed convolution."""
@@ -122,7 +134,7 @@ class ConvFactors(Factors):
 
     def norms(self) -> Norms:
         """Of every row, without patches."""
-        plain = row_norms(self.window.rows(self.plain)).flatten()
+        plain = self.window.row_norms(self.plain)
         patches = self.window.patch_norms(self.window.padded(self.patched), self.positions).flatten()
         owners = self._each_row(self.owners).flatten().repeat(self.window.groups)
         if self.kept is not None:

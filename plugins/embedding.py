@@ -1,6 +1,10 @@
-"""Lookups in a table: embedding, embedding_bag, indexing with a tensor of integers."""
+"""Lookups in a table of any number of axes: embedding, embedding_bag, indexing with a tensor of integers."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,29 +27,40 @@ class EmbeddingAdapter:
                 return False
             plain = not call.argument(5, "scale_grad_by_freq", False)
             return plain and (call.name == "embedding" or call.argument(6, "mode", "mean") in ("sum", "mean"))
+        if call.weight.dim() == 0:
+            return False
         if call.name == "index_select":
-            return call.is_operand(0, "input") and call.argument(1, "dim") == 0 and call.weight.dim() == 2
-        index = call.argument(1, "index")
-        return (
-            call.name == "__getitem__"
-            and call.is_operand(0, "self")
-            and isinstance(index, Tensor)
-            and index.dtype in _INTEGERS
-            and index.dtype != torch.uint8
-            and call.weight.dim() == 2
-        )
+            return call.is_operand(0, "input") and call.argument(1, "dim") in (0, -call.weight.dim())
+        index = _index(call)
+        integers = isinstance(index, Tensor) and index.dtype in _INTEGERS and index.dtype != torch.uint8
+        return call.name == "__getitem__" and call.is_operand(0, "self") and integers
 
     def factors(self, call: OpCall, adjoint: Tensor) -> Factors:
         """One row per index looked up, without the padding index."""
         if call.name == "embedding_bag":
             return _bag(call, adjoint)
-        indices = call.argument(0, "input") if call.name == "embedding" else call.args[-1]
-        if call.name == "index_select":
-            indices = call.argument(2, "index")
-        height, width = call.weight.shape
-        owners = call.owner_rows(tuple(range(indices.dim())), tuple(indices.shape))
+        indices = _index(call)
+        height, *entry = call.weight.shape
+        along = adjoint.shape[
+            : adjoint.dim() - len(entry)
+        ]  # as many axes as the indices have; one, where those are one
+        owners = call.owner_rows(tuple(range(len(along))), tuple(along))
+        rows = adjoint.reshape(indices.numel(), prod(entry))
         padding = call.argument(2, "padding_idx") if call.name == "embedding" else None
-        return _lookup(indices.reshape(-1) % height, adjoint.reshape(-1, width), owners, height, padding)
+        found = _lookup(indices.reshape(-1) % height, rows, owners, height, padding)
+        return found if len(entry) == 1 else replace(found, shape=tuple(call.weight.shape))
+
+
+def _index(call: OpCall) -> Any:
+    """What is looked up; of several indices the first, where the others take all that there is."""
+    if call.name == "embedding":
+        return call.argument(0, "input")
+    index = call.argument(2 if call.name == "index_select" else 1, "index")
+    if isinstance(index, tuple) and all(
+        i is Ellipsis or (isinstance(i, slice) and i == slice(None)) for i in index[1:]
+    ):
+        return index[0] if index else None
+    return index
 
 
 def _bag(call: OpCall, adjoint: Tensor) -> LookupFactors:

@@ -61,6 +61,11 @@ class Window:
         split = y.unflatten(1, (self.groups, y.shape[1] // self.groups))
         return split.permute(1, 0, *range(3, 3 + len(self.kernel)), 2).flatten(1, -2)
 
+    def row_norms(self, y: Tensor) -> Tensor:
+        """(groups * rows,): the norm of every row of `rows`, without putting them in order first."""
+        split = y.unflatten(1, (self.groups, y.shape[1] // self.groups))
+        return torch.linalg.vector_norm(split, dim=2).transpose(0, 1).flatten().double()
+
     def patch_norms(self, x: Tensor, positions: Sequence[int]) -> Tensor:
         """(groups, rows): the norm of every row of `patches` at all positions, summed up without forming it.
 

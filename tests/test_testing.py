@@ -114,8 +114,9 @@ def test_an_adapter_that_claims_everything_is_found_out() -> None:
 
     with pytest.raises(AssertionError, match="is claimed when the function is"):
         run(Greedy(), LINEAR)
-    with pytest.raises(AssertionError, match=r"`factors` failed with the weight at \[0\]"):
-        suite(Greedy())().test_elsewhere_the_weight_is_not_claimed_or_is_factored_rightly(LINEAR)
+    biased = OpCase("a bias", F.linear, (*LINEAR.args, draw(O)))
+    with pytest.raises(AssertionError, match=r"`factors` failed with the weight at \[2\]"):
+        suite(Greedy())().test_elsewhere_the_weight_is_not_claimed_or_is_factored_rightly(biased)
 
 
 def test_what_is_not_claimed_or_not_in_double_precision_is_told() -> None:

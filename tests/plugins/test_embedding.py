@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from gradtrace_plugins.embedding import EmbeddingAdapter
 from torch import Tensor
 
-from gradtrace.calls import OpCall
+from gradtrace.calls import OpCall, RowsCutError
 from gradtrace.factors import LookupFactors
 from gradtrace.testing import AdapterTests, OpCase, draw
 
 N, T, HEIGHT, WIDTH = 7, 5, 11, 3
 TABLE = draw(HEIGHT, WIDTH)
+STACK = draw(HEIGHT, WIDTH, 2)
 OFFSETS = torch.tensor([0, 0, 2, 3, 9, 9, 12])  # seven bags of 13 indices, the first and the fifth empty
 
 
@@ -89,6 +90,21 @@ def index_calls() -> Iterator[OpCase]:
         axis = 0 if axes else None
         yield OpCase(f"table[{axes}]", getitem, (TABLE, indices(*axes)), operand=(0,), sample_axis=axis)
     yield OpCase("table[negative]", getitem, (TABLE, negative), operand=(0,))
+    yield OpCase("table[indices, :]", getitem, (TABLE, (indices(N, T), slice(None))), operand=(0,))
+    yield OpCase("table[indices, ...]", getitem, (TABLE, (indices(N), ...)), operand=(0,))
+    yield OpCase("a number each", getitem, (draw(HEIGHT), indices(N, T)), operand=(0,))
+    yield OpCase("a matrix each", getitem, (STACK, indices(N)), operand=(0,))
+    yield OpCase("a matrix per position", getitem, (STACK, indices(N, T)), operand=(0,))
+    yield OpCase("a matrix per position, time first", getitem, (STACK, indices(T, N)), operand=(0,), sample_axis=1)
+    yield OpCase("a matrix of one index", getitem, (STACK, indices()), operand=(0,), sample_axis=None)
+    yield OpCase("no matrix", getitem, (STACK, indices(0)), operand=(0,))
+    yield OpCase("no entries", getitem, (draw(HEIGHT, 0, 2), indices(N)), operand=(0,), rows=N)
+    routed = torch.randperm(N, generator=torch.Generator().manual_seed(0)).reshape(N, 1, 1) % 4 - 1
+    yield OpCase("a matrix each, routed", getitem, (STACK, indices(N)), operand=(0,), owners=routed)
+    yield OpCase("index_select of matrices", torch.index_select, (STACK, 0, indices(N)), operand=(0,))
+    yield OpCase("index_select, from the end", torch.index_select, (STACK, -3, indices(N)), operand=(0,))
+    yield OpCase("index_select of numbers", torch.index_select, (draw(HEIGHT), 0, indices(N)), operand=(0,))
+    yield OpCase("complex entries", getitem, (draw(HEIGHT, WIDTH, 2, dtype=torch.complex128), indices(N)), operand=(0,))
     yield OpCase("table[short integers]", getitem, (TABLE, indices(N, dtype=torch.int32)), operand=(0,))
 
 
@@ -113,20 +129,29 @@ getitem = torch.Tensor.__getitem__
         OpCall(torch.embedding, (TABLE, indices(N)), operand=(0,)),
         OpCall(torch.embedding, (), {"weight": TABLE, "indices": indices(N)}, ("weight",)),
         OpCall(torch.index_select, (TABLE, 1, indices(N, height=WIDTH)), operand=(0,)),
-        OpCall(torch.index_select, (draw(HEIGHT), 0, indices(N)), operand=(0,)),
-        OpCall(torch.index_select, (draw(HEIGHT, 2, 3), 0, indices(N)), operand=(0,)),
+        OpCall(torch.index_select, (draw(HEIGHT, 2, 3), 2, indices(N, height=3)), operand=(0,)),
+        OpCall(torch.index_select, (draw(), 0, indices(1)), operand=(0,)),
         OpCall(getitem, (TABLE, 3), operand=(0,)),
         OpCall(getitem, (TABLE, slice(2)), operand=(0,)),
         OpCall(getitem, (TABLE, (indices(N), indices(N, height=WIDTH))), operand=(0,)),
         OpCall(getitem, (TABLE, torch.arange(HEIGHT) > 4), operand=(0,)),
         OpCall(getitem, (TABLE, torch.arange(HEIGHT).to(torch.uint8)), operand=(0,)),
-        OpCall(getitem, (draw(HEIGHT), indices(N)), operand=(0,)),
+        OpCall(getitem, (TABLE, (slice(None), indices(N, height=WIDTH))), operand=(0,)),
+        OpCall(getitem, (TABLE, (indices(N), 0)), operand=(0,)),
+        OpCall(getitem, (TABLE, ()), operand=(0,)),
         OpCall(torch.gather, (TABLE, 0, indices(N, WIDTH)), operand=(0,)),
     ],
     ids=lambda call: call.name,
 )  # fmt: skip
 def test_what_is_no_lookup_of_rows_is_left_alone(call: OpCall) -> None:
     assert not EmbeddingAdapter().claims(call)
+
+
+def test_rows_that_belong_to_several_samples_are_refused() -> None:
+    owners = torch.arange(WIDTH).reshape(1, WIDTH, 1)
+    call = OpCall(getitem, (STACK, indices(N)), operand=(0,), owners=owners)
+    with pytest.raises(RowsCutError, match="__getitem__"):
+        EmbeddingAdapter().factors(call, draw(N, WIDTH, 2))
 
 
 def test_a_mean_over_many_is_exact_in_low_precision() -> None:

@@ -1,4 +1,7 @@
-"""The linear adapter keeps the contract for every product it claims, and leaves the others alone."""
+"""The linear adapter keeps the contract for every product of two operands, and leaves what is none alone.
+
+Products of vectors and of any axes: test_tensor_products.py; of three operands and more: test_contraction.py.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ def linear_calls() -> Iterator[OpCase]:
     yield OpCase("linear, a vector of weights", F.linear, (draw(N, T, I), draw(I)))
     yield OpCase("linear, a vector of weights and one sample", F.linear, (draw(I), draw(I, seed=1)), sample_axis=None)
     yield OpCase("linear, complex", F.linear, (draw(N, T, I, dtype=C), draw(O, I, dtype=C)))
+    yield OpCase("linear, a learned input", F.linear, (draw(T, I), draw(N, I)), operand=(0,), sample_axis=1)
     yield OpCase("linear, no rows", F.linear, (draw(0, I), w))
     yield OpCase("linear, no positions", F.linear, (draw(N, 0, I), w))
     yield OpCase("linear, data of any strides", F.linear, (draw(I, N, T).permute(1, 2, 0), w))
@@ -68,6 +72,10 @@ def matmul_calls() -> Iterator[OpCase]:
     yield OpCase(
         "matmul, a batch axis of one on both sides", torch.matmul, (draw(1, N, I), draw(1, I, O)), sample_axis=1
     )
+    yield OpCase("matmul, one product for all heads", torch.matmul, (draw(N, H, T, I), draw(1, I, O)))
+    yield OpCase("matmul, one product for all, on the left", torch.matmul, (draw(1, O, I), draw(N, I, T)), operand=(0,))
+    yield OpCase("matmul, one axis of two shared", torch.matmul, (draw(N, H, T, I), draw(H, I, O)[None]))
+    yield OpCase("linalg.matmul", torch.linalg.matmul, (draw(N, T, I), w))
     yield OpCase("matmul, complex", torch.matmul, (draw(N, I, dtype=C), draw(I, O, dtype=C)))
     yield OpCase("matmul, conjugated", torch.matmul, (draw(N, I, dtype=C).conj(), draw(I, O, dtype=C)))
     yield OpCase(
@@ -107,6 +115,12 @@ def added_calls() -> Iterator[OpCase]:
         (2,),
     )
     yield OpCase("method addmm", torch.Tensor.addmm, (draw(O), draw(N, I), draw(I, O)), scales, (2,))
+    yield OpCase("addmm_", torch.Tensor.addmm_, (draw(N, O), draw(N, I), draw(I, O)), scales, (2,))
+    yield OpCase("addr", torch.addr, (draw(N, O), draw(N), draw(O)), scales, (2,))
+    yield OpCase("addr, weight first", torch.addr, (draw(O, N), draw(O), draw(N)), scales, (1,), sample_axis=1)
+    batches = (draw(N, O), draw(H, N, I), draw(H, I, O))
+    yield OpCase("addbmm", torch.addbmm, batches, scales, (2,))
+    yield OpCase("addbmm_", torch.Tensor.addbmm_, batches, scales, (2,))
     yield OpCase("addmv, a vector of weights", torch.addmv, (draw(N), draw(N, I), draw(I)), scales, (2,))
     yield OpCase(
         "addmv, a matrix of weights", torch.addmv, (draw(O), draw(O, I), draw(I)), scales, (1,), sample_axis=None
@@ -138,6 +152,26 @@ def einsum_calls() -> Iterator[OpCase]:
     yield OpCase("einsum, heads merged", e, ("nhto,hoi->nti", draw(N, H, T, O), draw(H, O, I)), operand=(2,))
     yield OpCase("einsum, several axes in and out", e, ("nia,iaob->nbo", draw(N, I, T), draw(I, T, O, H)), operand=(2,))
     yield OpCase("einsum, an expert each", e, ("hni,hio->nho", draw(H, N, I), draw(H, I, O)), operand=(2,))
+    yield OpCase("einsum, no output told", e, ("nti,io", x, w), operand=(2,))
+    yield OpCase("einsum, no output told, in a list", e, ("ji,nj", [w, draw(N, I)]), operand=(1, 0), sample_axis=1)
+    yield OpCase("einsum, no output told, ellipsis", e, ("...b,ba", x, w), operand=(2,))
+    yield OpCase("einsum, ellipsis summed", e, ("...i,io->o", draw(T, I), w), operand=(2,), sample_axis=None)
+    yield OpCase(
+        "einsum, ellipsis of a weight", e, ("nt...i,i...o->nt...o", draw(N, T, H, I), draw(I, H, O)), operand=(2,)
+    )
+    yield OpCase(
+        "einsum, ellipses of different lengths", e, ("...ni,...io->n...o", draw(N, I), draw(H, T, I, O)), operand=(2,)
+    )
+    yield OpCase("einsum, data summed", e, ("nti,io->no", x, w), operand=(2,))
+    yield OpCase("einsum, a diagonal of data", e, ("ntt,to->no", draw(N, T, T), draw(T, O)), operand=(2,))
+    yield OpCase("einsum, weight broadcast", e, ("nti,tio->nto", x, draw(1, I, O)), operand=(2,))
+    yield OpCase("einsum, weight broadcast and summed", e, ("nti,tio->no", x, draw(1, I, O)), operand=(2,))
+    yield OpCase("einsum, weight broadcast along samples", e, ("ni,nio->no", draw(N, I), draw(1, I, O)), operand=(2,))
+    yield OpCase("einsum, weights summed", e, ("ni,hio->no", draw(N, I), draw(H, I, O)), operand=(2,), rows=N)
+    yield OpCase("einsum, outputs summed", e, ("ni,io->n", draw(N, I), w), operand=(2,), rows=N)
+    yield OpCase(
+        "einsum, a sum of weights per entry", e, ("ni,hi->ni", draw(N, I), draw(H, I)), operand=(2,), rows=N * I
+    )
     yield OpCase("einsum, element by element", e, ("nti,i->nti", x, draw(I)), operand=(2,))
     yield OpCase("einsum, a vector of weights", e, ("nti,i->nt", x, draw(I)), operand=(2,))
     yield OpCase("einsum, outer", e, ("n,o->no", draw(N), draw(O)), operand=(2,))
@@ -152,7 +186,13 @@ class TestLinear(AdapterTests):
     adapter = LinearAdapter()
 
     def calls(self) -> list[OpCase]:
-        return [*linear_calls(), *matmul_calls(), *product_calls(), *added_calls(), *einsum_calls()]
+        return [
+            *linear_calls(),
+            *matmul_calls(),
+            *product_calls(),
+            *added_calls(),
+            *einsum_calls(),
+        ]
 
 
 x, w = draw(N, I), draw(I, O)
@@ -162,29 +202,42 @@ x, w = draw(N, I), draw(I, O)
     "call",
     [
         OpCall(F.linear, (x, draw(O, I), draw(O)), operand=(2,)),
-        OpCall(torch.matmul, (draw(N, H, T, I), draw(1, I, O))),
         OpCall(torch.matmul, (x.to_sparse(), w)),
         OpCall(torch.addmm, (2.0, draw(O), x, w)),
         OpCall(torch.addmm, (draw(O), x, w), {"alpha": torch.tensor(2.0)}, (2,)),
         OpCall(torch.addmm, (draw(O), x, w), operand=(0,)),
-        OpCall(torch.einsum, ("ni,io", x, w), operand=(2,)),
-        OpCall(torch.einsum, ("ni,io->o", x, w), operand=(2,)),
-        OpCall(torch.einsum, ("ni,io->n", x, w), operand=(2,)),
-        OpCall(torch.einsum, ("nii,io->no", draw(N, I, I), w), operand=(2,)),
         OpCall(torch.einsum, ("ni,ii->ni", x, draw(I, I)), operand=(2,)),
-        OpCall(torch.einsum, ("ni,...i->n...", x, draw(O, I)), operand=(2,)),
-        OpCall(torch.einsum, ("...i,io->o", draw(N, T, I), w), operand=(2,)),
-        OpCall(torch.einsum, ("ni,nio->no", x, draw(1, I, O)), operand=(2,)),
-        OpCall(torch.einsum, ("ni,io->no", x, draw(1, O)), operand=(2,)),
-        OpCall(torch.einsum, ("ni,io,op->np", x, w, draw(O, T)), operand=(2,)),
         OpCall(torch.einsum, (x, [0, 1], w, [1, 2]), operand=(2,)),
-        OpCall(torch.tensordot, (x, w), {"dims": 1}),
+        OpCall(torch.inner, (x, draw())),
+        OpCall(torch.vdot, (draw(I, dtype=C), draw(I, dtype=C)), operand=(0,)),
+        OpCall(torch.outer, (draw(N, dtype=C), draw(O))),
         OpCall(torch.cumsum, (x, 0), operand=(0,)),
     ],
     ids=lambda call: call.name,
 )
-def test_what_is_no_product_of_two_plain_operands_is_left_alone(call: OpCall) -> None:
+def test_what_is_no_product_of_plain_operands_is_left_alone(call: OpCall) -> None:
     assert not LinearAdapter().claims(call)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        OpCall(torch.einsum, ("ni,io,op->np", x, w), operand=(2,)),
+        OpCall(torch.einsum, ("ni", x, w), operand=(2,)),
+        OpCall(torch.tensordot, (x, w), {"dims": 7}),
+        OpCall(torch.tensordot, (x, w), {"dims": ([0], [5])}),
+        OpCall(torch.tensordot, (x, w), {"dims": "one"}),
+        OpCall(torch.linalg.vecdot, (x, w), {"dim": 4}),
+        OpCall(torch.linalg.multi_dot, ([w],), operand=(0, 0)),
+        OpCall(torch.matmul, (x, draw())),
+        OpCall(F.linear, (draw(), w)),
+    ],
+    ids=lambda call: call.name,
+)
+def test_of_a_call_that_torch_refuses_torch_says_why(call: OpCall) -> None:
+    LinearAdapter().claims(call)
+    with pytest.raises((RuntimeError, TypeError, IndexError, ValueError)):
+        call.function(*call.args, **call.kwargs)
 
 
 def test_rows_that_belong_to_several_samples_are_refused() -> None:

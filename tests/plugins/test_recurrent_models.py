@@ -153,7 +153,7 @@ def test_every_group_has_its_gradient_whichever_way_states_go(case: Case, dtype:
     tree = measure(built)
     assert Snapshot.of(built.model).changes_since(before) == []
     for name, whole in expected["all"].items():
-        made_of = name.startswith("rnn.parametrizations") or name in ("h", "c")
+        made_of = name.startswith("rnn.parametrizations")
         assert tree[name].attrs["rung"] == ("pulled back" if made_of else "factored"), (
             name,
             tree[name].attrs["reason"],
