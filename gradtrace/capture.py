@@ -9,7 +9,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +20,11 @@ from gradtrace.adapters import NotingAdapter, Registry
 from gradtrace.bypass import NODE, Bypass
 from gradtrace.calls import OpCall, meta_like, name_of
 from gradtrace.composite import enterable, entered
-from gradtrace.flow import Flow
+from gradtrace.flow import Flow, is_chosen, picks
 from gradtrace.modules import ModuleStack
+from gradtrace.moves import lends_values
 from gradtrace.ops import Op, Operand, OpKey, Output
-from gradtrace.values import DATA, Origin, Provenance, Value, merged, routes, tensors_in
+from gradtrace.values import DATA, Origin, Provenance, Value, routes, tensors_in
 
 _PLAIN = frozenset(
     {
@@ -72,7 +72,9 @@ class Capture(TorchFunctionMode):
         self.bypass: Bypass | None = None
         self.leaf_hooks: list[Any] = []  # the user's hooks on parameters: they fire in any pass that ends there
         self._modules = modules
-        self.flow = Flow(provenance, lambda: modules.inside, lambda: listener.context, self._watch_recompute)
+        self.flow = Flow(
+            provenance, lambda: modules.inside, lambda: listener.context, self._watch_recompute, lambda: modules.name
+        )
         self._adapters, self._listener = adapters, listener
         self._silent = False
         self._calls: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
@@ -121,6 +123,7 @@ class Capture(TorchFunctionMode):
     def restart_count(self) -> None:
         """Count calls from one again: another micro-batch begins."""
         self._calls.clear()
+        self.flow.restart_count()
 
     # ------------------------------------------------------------------ dispatch
 
@@ -182,21 +185,17 @@ class Capture(TorchFunctionMode):
 
     def _call(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_in((args, kwargs)))
-        values = [self.flow.value(t) for t in tensors]
-        weights = [t for t, v in zip(tensors, values, strict=True) if v.origin is Origin.PARAMETER and t.requires_grad]
+        lent = lends_values(name, tensors)
+        values = [self.flow.value(t) for t in lent]
+        weights = any(v.origin is Origin.PARAMETER and t.requires_grad for t, v in zip(lent, values, strict=True))
         meets = any(v.origin in (Origin.DATA, Origin.UNKNOWN) for v in values)
-        if weights and meets and torch.is_grad_enabled():
+        if weights and meets and torch.is_grad_enabled() and not is_chosen(name, args, lent, values):
             return self._op(func, name, args, kwargs, values)
         result = func(*args, **kwargs)
         self.flow.used(tensors, result)
-        if not tensors and not self._modules.inside:
+        if not lent and not self._modules.inside:
             return result  # data may be made within the step; only what the model makes by itself is a constant
-        if len(tensors) == 1:
-            self.flow.note(result, self.flow.moved(name, tensors[0], result, args, kwargs))
-        else:
-            value = merged(values)
-            value = replace(value, routed=value.routed or routes(name, values))
-            self.flow.note(result, value, border=func is torch.autograd.grad)  # a graph of its own leads to parameters
+        self.flow.made(func, name, args, kwargs, lent, result)
         self.flow.mutated(name, args, kwargs, values)
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
@@ -216,17 +215,18 @@ class Capture(TorchFunctionMode):
                 return entered(func)(*args, **kwargs)
         op = self._begin(func, name, args, kwargs, operands, values)
         result = func(*args, **kwargs)
-        self.flow.used(tensors_in((args, kwargs)), result)
+        made = _written(args[0]) if name == "__setitem__" else result
+        self.flow.used(tensors_in((args, kwargs)), made)
         if self._listener.transparent(op.key):
-            names = frozenset().union(*(o.value.parameters for o in operands))
-            self.flow.note(result, Value(Origin.PARAMETER, parameters=names, sources=op.sources))
+            self.flow.made(func, name, args, kwargs, list(tensors_in((args, kwargs))), made, shared=True)
             return result
-        outputs = [(i, t) for i, t in enumerate(tensors_in(result)) if t.requires_grad]
+        outputs = [(i, t) for i, t in enumerate(tensors_in(made)) if t.requires_grad]
         if name == "batch_norm":
             self._note_batch_norm(args, kwargs, result)
         self.flow.mutated(name, args, kwargs, values)
         sources = frozenset((op.number,)) if outputs else op.sources
-        self.flow.note(result, Value(Origin.DATA, sources=sources, routed=op.routed), border=True)
+        value = Value(Origin.DATA, sources=sources, routed=op.routed)
+        self.flow.note((made, args[0]) if name == "__setitem__" else made, value, border=True)
         if outputs:
             self._follow(op, outputs)
         return result
@@ -260,6 +260,7 @@ class Capture(TorchFunctionMode):
         keep = any(o.adapter for o in operands)
         plain_args, plain_kwargs = (_detached(args), _detached(kwargs)) if keep else ((), {})
         data = [v for v in values if v.origin in (Origin.DATA, Origin.UNKNOWN)]
+        given = [t for t in tensors_in((args, kwargs)) if self.flow.value(t).origin is not Origin.PARAMETER]
         return Op(
             number=self._numbers,
             key=key,
@@ -272,13 +273,11 @@ class Capture(TorchFunctionMode):
             sources=frozenset().union(*(v.sources for v in values)),
             context=self._listener.context,
             checkpointed=in_checkpoint(),
-            unseen_input=all(v.origin is Origin.UNKNOWN for v in data),
+            unseen_input=all(v.origin is Origin.UNKNOWN for v in data)
+            or picks(name, args, list(tensors_in((args, kwargs))), values),
+            integers=all(not (t.is_floating_point() or t.is_complex()) for t in given),
             routed=any(v.routed for v in values) or routes(name, values),
-            input_shapes=tuple(
-                "x".join(map(str, t.shape))
-                for t in tensors_in((args, kwargs))
-                if self.flow.value(t).origin is not Origin.PARAMETER
-            ),
+            input_shapes=tuple("x".join(map(str, t.shape)) for t in given),
             versions=[(t, t._version) for t in tensors_in((plain_args, plain_kwargs)) if not t.is_inference()],
             notes=_notes(func, plain_args, plain_kwargs, operands),
         )
@@ -342,6 +341,12 @@ class _QuietNode:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
+
+
+def _written(tensor: Tensor) -> Tensor:
+    """What an assignment to entries of `tensor` makes: writing on a view makes its base anew, and every other view."""
+    base = tensor._base if tensor._is_view() else None
+    return tensor if base is None or base.grad_fn is None else base
 
 
 def _base_of(tensor: Tensor, born: int) -> Tensor:

@@ -111,7 +111,7 @@ def _attributes(session: Session, name: str) -> dict[str, Any]:
     kinds = [k for k in session.settings.kinds if k == "gradient" or getattr(total, k) is not None]
     reason = rung.reason
     if ungrouped:
-        reason = memory.ungrouped.get(name, "no use of it was seen that leads to samples")
+        reason = memory.ungrouped.get(name, rung.why_ungrouped)
     return {
         "rung": "ungrouped" if ungrouped else rung.worst,
         "reason": reason,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gradtrace.bypass import NODE
 from gradtrace.calls import meta_like
-from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, move_of, routes, tensors_in
+from gradtrace.moves import is_selection, move_of
+from gradtrace.values import CONSTANT, DATA, Origin, Provenance, Value, merged, routes, tensors_in
 
 _IN_PLACE_OPERATORS = frozenset(
     {
@@ -36,6 +38,7 @@ class Produced:
     context: Any
     parameter_only: bool
     border: bool = False
+    place: tuple[str, str, int, int] = ("", "", 0, 0)  # the same in every step: module, kind of node, rank, which one
 
 
 class Flow:
@@ -51,8 +54,11 @@ class Flow:
         inside: Callable[[], bool],
         context: Callable[[], Any],
         on_region: Callable[[Any], None],
+        where: Callable[[], str] = str,
     ) -> None:
         self.provenance = provenance
+        self._where = where
+        self._counted: Counter[tuple[str, str, int]] = Counter()
         self._inside, self._context, self._on_region = inside, context, on_region
         self.produced: dict[tuple[Any, int], Produced] = {}
         self.loose_ends: dict[tuple[Any, int], Tensor] = {}
@@ -64,6 +70,11 @@ class Flow:
         """Lets go of the graph."""
         self.loose_ends.clear()
         self.produced.clear()
+        self.restart_count()
+
+    def restart_count(self) -> None:
+        """Count values from one again: another micro-batch begins."""
+        self._counted.clear()
 
     def value(self, tensor: Tensor) -> Value:
         """The origin of a tensor; for one that an unseen call made, the ops behind it."""
@@ -99,11 +110,37 @@ class Flow:
         return frozenset(found)
 
     def moved(self, name: str, source: Tensor, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        """The origin of what a call made of one tensor alone."""
+        """The origin of what a getter made of a tensor."""
+        return self._moved(getattr(torch, name, None), name, source, result, args, kwargs, 0)
+
+    def made(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], lent: list[Tensor],
+        result: Any, *, shared: bool = False,
+    ) -> None:  # fmt: skip
+        """Remembers what a call that is no op made of the values that it was lent.
+
+        shared: those that are no parameters count as constants.
+        """
+        values = [self.value(t) for t in lent]
+        movable = {id(t): t for t, v in zip(lent, values, strict=True) if v.origin is Origin.PARAMETER}
+        chosen = shared or is_chosen(name, args, lent, values)
+        if len(movable) == 1 and (chosen or all(v.origin in (Origin.PARAMETER, Origin.CONSTANT) for v in values)):
+            (source,) = movable.values()
+            for place, tensor in enumerate(tensors_in(result)):
+                self.note(tensor, self._moved(func, name, source, tensor, args, kwargs, place))
+            return
+        value = merged(v for v in values if v.origin is Origin.PARAMETER or not shared)
+        value = replace(value, routed=value.routed or routes(name, values))
+        self.note(result, value, border=func is torch.autograd.grad)  # a graph of its own leads to parameters
+
+    def _moved(
+        self, func: Any, name: str, source: Tensor, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+        place: int,
+    ) -> Value:  # fmt: skip
         value = self.value(source)
         if value.origin is not Origin.PARAMETER or not isinstance(result, Tensor):
             return replace(value, moves=None)
-        move = move_of(name, source, result, args, kwargs) if value.moves is not None else None
+        move = move_of(func, name, source, result, args, kwargs, place) if value.moves is not None else None
         moves = None if move is None or value.moves is None else (*value.moves, move)
         return Value(Origin.PARAMETER, value.parameters, moves, value.sources)
 
@@ -126,6 +163,10 @@ class Flow:
         self.dtypes.add(tensor.dtype)
         if tensor.dim() == 0 and tensor.is_floating_point():
             self.loose_ends[edge.node, edge.output_nr] = tensor
+        if (edge.node, edge.output_nr) in self.produced:
+            return  # `out.float()` may hand `out` through
+        kind = (self._where(), edge.node.name(), tensor.dim())
+        self._counted[kind] += 1
         made = Produced(
             edge,
             meta_like(tensor),
@@ -134,8 +175,9 @@ class Flow:
             self._context(),
             value.origin is Origin.PARAMETER,
             border and not self._inside(),
+            (*kind, self._counted[kind]),
         )
-        self.produced.setdefault((edge.node, edge.output_nr), made)  # `out.float()` may hand `out` through
+        self.produced[edge.node, edge.output_nr] = made
 
     def used(self, tensors: Iterable[Tensor], result: Any) -> None:
         """Scalars that something differentiable was computed from are no loose ends any more."""
@@ -158,3 +200,23 @@ class Flow:
         for tensor in (target, target._base):
             if tensor is not None:
                 self.note(tensor, merged([self.value(tensor), value]))
+
+
+def is_chosen(name: str, args: tuple[Any, ...], tensors: Sequence[Tensor], values: Sequence[Value]) -> bool:
+    """Whether a call takes one part of a parameter, named by what the model computed: an expert, say.
+
+    That makes it no op: the part is used by all samples that chose it, in whatever comes next.
+    """
+    return picks(name, args, tensors, values) and all(t.dim() == 0 for t in tensors[1:])
+
+
+def picks(name: str, args: tuple[Any, ...], tensors: Sequence[Tensor], values: Sequence[Value]) -> bool:
+    """Whether a call takes parts of a parameter by indices that the model computed."""
+    if not is_selection(name) or not args or not tensors or args[0] is not tensors[0]:
+        return False
+    index = list(zip(tensors, values, strict=True))[1:]
+    return values[0].origin is Origin.PARAMETER and all(_is_integer(t) and v.sources for t, v in index)
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

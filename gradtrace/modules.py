@@ -5,6 +5,7 @@ A function has no model. There the modules that it calls are met as they run; wh
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -64,7 +65,7 @@ class ModuleStack:
         name = self._names.get(id(module))
         if name is not None:
             if not self._running:
-                self.on_enter(args)
+                self.on_enter((args, _keywords_of(module)))
             self._running.append(name)
 
     def _leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
@@ -76,3 +77,19 @@ class ModuleStack:
         name = self._running.pop()
         if not self._running and len(rest) == 2:
             self.entries.append((module, name, args, rest[0]))
+
+
+def _keywords_of(module: nn.Module, most: int = 4) -> Any:
+    """The keyword arguments of the call of `module` that runs its pre-hooks now.
+
+    Torch hands them to a pre-hook of the module's own only, and on the model nothing is ever set: so they are read
+    where torch has them.
+    """
+    frame = sys._getframe(1)
+    for _ in range(most):
+        if frame is None:
+            break
+        if frame.f_globals.get("__name__") == nn.Module.__module__ and frame.f_locals.get("self") is module:
+            return frame.f_locals.get("kwargs", {})
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}

@@ -74,7 +74,8 @@ class Op:
     sources: frozenset[int]
     context: Any  # the labels of the samples this call worked on
     checkpointed: bool = False
-    unseen_input: bool = False  # the data operand came from nowhere known: it may be a constant
+    unseen_input: bool = False  # the data may be a constant: it came from nowhere known, or only picks parts of weights
+    integers: bool = False  # the data are whole numbers: words, positions, choices
     routed: bool = False  # an index that may differ from step to step chose where rows stand
     input_shapes: tuple[str, ...] = ()
     versions: list[tuple[Tensor, int]] = field(default_factory=list)

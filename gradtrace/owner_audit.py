@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -60,7 +61,8 @@ class OwnerAudit:
         for name, share in to_parameters(gradient, operand.edge, operand.value, self._parameters).items():
             self._ours[name] = self._ours[name] + share if name in self._ours else share
             if isinstance(part, Factored) and operand.value.moves is not None:
-                size = trusted_scale(part.factors, part.factors.norms())
+                gain = math.prod(move.gain for move in operand.value.moves)
+                size = gain * trusted_scale(part.factors, part.factors.norms())
             else:
                 size = _norm(share)
                 self._unfactored.add(name)

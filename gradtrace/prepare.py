@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradtrace.audit import suspicion, tolerance
+from gradtrace.axes import AxisJudge
 from gradtrace.bypass import has_region
 from gradtrace.errors import CaptureError, GradtraceError
 from gradtrace.ops import Op
-from gradtrace.outlets import Outlet, outlets_of
+from gradtrace.outlets import Chooser, Outlet, outlets_of
 from gradtrace.owner_audit import OwnerAudit
-from gradtrace.pull import local, through_graph
+from gradtrace.pull import local, nodes_behind, through_graph
 from gradtrace.settings import Batch
 from gradtrace.shadow import shadow_pass
 from gradtrace.survey import Probe, Slot, batches, find_coupled, find_owners, settle
@@ -34,9 +35,10 @@ def prepare(session: Session, roots: Sequence[GradientEdge], cotangents: Sequenc
     contexts = {id(op.context): op.context for op in session.live}
     contexts |= {id(made.context): made.context for made in session.capture.flow.produced.values()}
     counts = {key: batch.n_samples for key, batch in contexts.items()}
-    outlets = outlets_of(
-        roots, session.capture.flow.produced, counts, session.settings.sample_dim, session.memory.sample_axes
-    )
+    sample_dim, memory = session.settings.sample_dim, session.memory
+    judge = AxisJudge(session.capture, session.live, memory, session.edges, asked=sample_dim is not None)
+    chooser = Chooser(counts, sample_dim, memory.sample_axes, judge)
+    outlets = outlets_of(roots, session.capture.flow.produced, chooser)
     if not outlets:
         raise CaptureError(
             "The loss does not depend on the model: no value that the model computed with a sample axis reaches it. "
@@ -68,7 +70,9 @@ def _prepare_batch(session: Session, batch: Batch, outlets: list[Outlet], ops: l
     if batch.of_sample is None:
         batch.of_sample = session.cells.assign(batch.labels, n_samples)
     audit = _audit_is_due(session, ops)
-    unsettled = [op for op in ops if not _settled(session, op, n_samples) or audit]
+    unsettled = _reached([op for op in ops if not _settled(session, op, n_samples)], outlets)
+    if audit:
+        unsettled = ops
     if (unsettled or audit) and any(has_region(o.edge.node) for o in outlets):
         with shadow_pass(session) as (shadow, root):
             prepare(shadow, [root], None)
@@ -84,9 +88,15 @@ def _settled(session: Session, op: Op, n_samples: int) -> bool:
             found = by_layout(session, op, i, n_samples)
             if found is not None:
                 session.owners[op.number, i] = found
-            elif (op.key, i) not in session.memory.unreached:
-                return False
-    return True
+    return all((op.number, i) in session.owners for i in range(len(op.outputs)))
+
+
+def _reached(ops: list[Op], outlets: Sequence[Outlet]) -> list[Op]:
+    """Those of the ops that an outlet leads to: another's adjoint (of a state nobody uses) need not be asked for."""
+    if not ops:
+        return []
+    nodes = nodes_behind(o.edge.node for o in outlets)
+    return [op for op in ops if any(o.edge.node in nodes for o in op.outputs)]
 
 
 def _audit_is_due(session: Session, ops: Sequence[Op]) -> bool:
@@ -121,14 +131,10 @@ def _find_owners(session: Session, probe: Probe, ops: list[Op]) -> tuple[dict[Sl
     memory, by_number = session.memory, {op.number: op for op in ops}
     adjoints: dict[Slot, Tensor] = {}
     owners: dict[Slot, Tensor] = {}
-    found = find_owners(probe, ops, memory)
-    slots = {(op.number, i): (op.key, i) for op in ops for i in range(len(op.outputs))}
-    memory.unreached |= {key for slot, key in slots.items() if slot not in found and slot not in session.owners}
-    for slot in list(found):
-        op, (adjoint, decoded) = by_number[slot[0]], found.pop(slot)
-        settled = settle(decoded, op, slot[1], probe.n_samples, memory)
+    for slot, adjoint, decoded in find_owners(probe, ops, memory):
+        settled = settle(decoded, by_number[slot[0]], slot[1], probe.n_samples, memory)
         if settled is None:
-            _mixed(session, op)
+            _mixed(session, by_number[slot[0]])
         else:
             adjoints[slot], owners[slot] = adjoint, settled
     return adjoints, owners
@@ -152,12 +158,13 @@ def _mixed(session: Session, op: Op) -> None:
 def _is_shared(op: Op) -> bool:
     """Whether an op's data came straight from the model's inputs, and cannot hold a part for every sample.
 
-    Position numbers, say, or a mask: no axis as long as a multiple of the batch, or a first axis of length one.
+    A first axis of length one, as a mask may have; or whole numbers, position numbers say, with no axis as long as a
+    multiple of the batch. (Other numbers without such an axis may well be data: the nodes of all graphs of a batch.)
     """
     n_samples, shapes = op.context.n_samples, [[int(n) for n in s.split("x") if n] for s in op.input_shapes]
     if op.sources or n_samples is None or n_samples == 1:
         return False
-    return all((len(s) > 1 and s[0] == 1) or all(size % n_samples for size in s) for s in shapes)
+    return all((len(s) > 1 and s[0] == 1) or (op.integers and all(size % n_samples for size in s)) for s in shapes)
 
 
 def _judge(session: Session, ops: Sequence[Op], residuals: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,18 @@ def local(
                 here = waiting[parent]
                 here[number] = here[number] + grad if number in here else grad
     return found
+
+
+def nodes_behind(start: Iterable[Any]) -> set[Any]:
+    """Every node that a backward pass from `start` could come to."""
+    seen: set[Any] = set()
+    queue = [node for node in start if node is not None]
+    while queue:
+        node = queue.pop()
+        if node not in seen:
+            seen.add(node)
+            queue += [parent for parent, _ in node.next_functions if parent is not None]
+    return seen
 
 
 def _fitted(grad: Tensor, meta: Any) -> Tensor:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from gradtrace.bypass import Bypass
 from gradtrace.errors import CaptureError
 from gradtrace.untouched import attributes_kept, hooks_quiet, random_state_kept
-from gradtrace.values import tensors_in
+from gradtrace.values import FIXED, tensors_in
 
 if TYPE_CHECKING:
     from gradtrace.session import Session
@@ -31,6 +31,8 @@ def shadow_pass(session: Session) -> Iterator[tuple[Session, GradientEdge]]:
     state = {**{n: p.detach() for n, p in session.model.named_parameters()}, **parameters, **buffers}
     shadow = session.twin(parameters)
     shadow.capture.bypass = Bypass()
+    for buffer in buffers.values():
+        shadow.capture.flow.provenance[buffer] = FIXED
     entries = list(session.modules.entries)
     with random_state_kept(), attributes_kept(session.model), hooks_quiet(session.model):
         with torch.enable_grad(), shadow.watching():

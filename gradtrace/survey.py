@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradtrace.capture import Capture
+from gradtrace.groups import Label
 from gradtrace.ops import Op, OpKey
-from gradtrace.outlets import Outlet, random_cotangent
+from gradtrace.outlets import Outlet, SampleAxes, random_cotangent
 from gradtrace.ownership import MIXED, UNKNOWN, Codes, Layout, compact, layouts_of
 from gradtrace.pull import through_graph
 
-MOST_BYTES = 2**26  # of adjoints that one probe asks for, unless a single op has more
+MOST_BYTES = 2**25  # of adjoints that one probe asks for, unless a single op has more
 CONFIRMED = 3  # probes that must agree on a layout before it is used without one
 Slot = tuple[int, int]  # op number, output number
 
@@ -44,10 +45,11 @@ class Memory:
     transparent: set[OpKey] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)  # parameter -> why only the global way is left
     coupled: set[str] = field(default_factory=set)
-    unreached: set[tuple[OpKey, int]] = field(default_factory=set)  # outputs that lead to no loss, as far as seen
+    unreached: set[tuple[OpKey, int]] = field(default_factory=set)  # outputs that led to no loss in the last step
     ungrouped: dict[str, str] = field(default_factory=dict)  # parameter -> why no group's share is known
     audited: set[str] = field(default_factory=set)
-    sample_axes: dict[int, int] = field(default_factory=dict)
+    sample_axes: SampleAxes = field(default_factory=SampleAxes)
+    label_types: dict[str, tuple[str, Label]] = field(default_factory=dict)  # grouping -> type of its labels, and one
     steps: int = 0
 
     def reconsider(self, known_constants: int) -> None:
@@ -130,21 +132,21 @@ def batches(ops: Sequence[Op]) -> Iterator[list[Op]]:
         yield held
 
 
-def find_owners(probe: Probe, ops: Sequence[Op], memory: Memory) -> dict[Slot, tuple[Tensor, Tensor]]:
-    """For every output that a probe reaches: (its adjoint, the owner of every element of it)."""
+def find_owners(probe: Probe, ops: Sequence[Op], memory: Memory) -> Iterator[tuple[Slot, Tensor, Tensor]]:
+    """For every output that a probe reaches, one after the other: its adjoint, and the owner of every element of it."""
     slots = [(op, i) for op in ops for i in range(len(op.outputs))]
     edges = [op.outputs[i].edge for op, i in slots]
     half = any(o.meta.dtype == torch.float16 for o in probe.outlets)
     codes = Codes.draw(probe.n_samples, memory.generator, dtype=torch.float16 if half else torch.float32)
     plain = probe.adjoints(edges)
     coded = [probe.adjoints(edges, codes.factor(place)) for place in range(len(codes.digits))]
-    found = {}
     for place, (op, i) in enumerate(slots):
         here, powers = plain[place], [one[place] for one in coded]
+        for one in (plain, *coded):
+            one[place] = None  # they are as large as the activations: none is held longer than it is asked
         if here is not None and all(p is not None for p in powers):
             owners = codes.decode(here, [p for p in powers if p is not None])
-            found[op.number, i] = (op.outputs[i].adjoint(here), owners.reshape(op.outputs[i].meta.shape))
-    return found
+            yield (op.number, i), op.outputs[i].adjoint(here), owners.reshape(op.outputs[i].meta.shape)
 
 
 def settle(slot_owners: Tensor, op: Op, output: int, n_samples: int, memory: Memory) -> Tensor | None:

@@ -6,13 +6,14 @@ The distinction decides what an *op* is: the call in which a value derived from 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from gradtrace.moves import Move
 
 
 class Origin(Enum):
@@ -22,15 +23,6 @@ class Origin(Enum):
     PARAMETER = 1  # parameters and constants only
     DATA = 2  # sample data, possibly with parameters
     UNKNOWN = 3  # never seen before: came from outside the traced code; treated as data, but it may be a constant
-
-
-@dataclass(frozen=True)
-class Move:
-    """An index move (view, transpose, cast): no arithmetic, so its inverse carries a gradient back exactly."""
-
-    inverse: Callable[[Tensor], Tensor]
-    transposes: bool
-    of_matrix: bool = True  # what moved was a matrix, or no axis changed places
 
 
 @dataclass(frozen=True)
@@ -121,64 +113,3 @@ def routes(name: str, values: Sequence[Value]) -> bool:
     if name in ("sort", "topk"):
         return True
     return name in _ROUTES and any(not v.fixed for v in values[1:])
-
-
-_SHAPE_ONLY = frozenset(
-    [
-        "view",
-        "reshape",
-        "unsqueeze",
-        "squeeze",
-        "flatten",
-        "unflatten",
-        "view_as",
-        "reshape_as",
-        "contiguous",
-        "clone",
-        "to",
-        "type",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "cuda",
-        "cpu",
-        "type_as",
-        "alias",
-        "__get__data",
-        "positive",
-        "requires_grad_",
-        "_to_copy",
-        "as_subclass",
-    ]
-)
-_TRANSPOSES = frozenset(["t", "T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"])
-
-
-def move_of(name: str, source: Tensor, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Move | None:
-    """The index move that made `result` from `source`, or None when the call did anything else."""
-    if source.numel() != result.numel() or source.is_complex() != result.is_complex():
-        return None
-    if name in _SHAPE_ONLY:
-        shape = source.shape
-        return Move(lambda g: g.reshape(shape), transposes=False)
-    if name not in _TRANSPOSES:
-        return None
-    order = _axis_order(name, source, args, kwargs)
-    if order is None:
-        return None
-    inverse = [order.index(axis) for axis in range(len(order))]
-    return Move(lambda g: g.permute(inverse), transposes=order != sorted(order), of_matrix=len(order) == 2)
-
-
-def _axis_order(name: str, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int] | None:
-    """result.shape[i] == source.shape[order[i]], found by moving a labelled tensor of the same rank."""
-    rank = source.dim()
-    if rank == 0:
-        return []
-    probe = torch.empty(tuple(range(2, 2 + rank)), device="meta")
-    try:
-        moved = probe.mT if name in ("T", "mT") else getattr(torch, name)(probe, *args[1:], **kwargs)
-    except (TypeError, RuntimeError, AttributeError, IndexError):
-        return None
-    return [size - 2 for size in moved.shape]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tests.case import Case
-from tests.families import attention, convolution, dense, recurrent, structured
+from tests.families import attention, convolution, dense, pieces, recurrent, structured
 
 
 def _gather() -> tuple[Case, ...]:
     found: list[Case] = []
-    for family in (dense, convolution, recurrent, attention, structured):
+    for family in (dense, convolution, recurrent, attention, structured, pieces):
         found += getattr(family, "FAMILY", [])
         found += [value for value in vars(family).values() if isinstance(value, Case)]
     names = [case.name for case in found]
