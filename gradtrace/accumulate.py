@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,33 +17,34 @@ from gradtrace.decompose.dense import narrowed, singular_values, triangle
 from gradtrace.decompose.factored import SmallFactors
 from gradtrace.factors import LookupFactors, Norms
 
-MOST_PENDING = 2**20  # numbers in the rows that wait to be folded, unless their matrix is wider than tall by then
+MOST_PENDING = 2**18  # numbers in the rows that wait to be folded, unless their matrix is wider than tall by then
 
 
-@dataclass
+@dataclass(eq=False)
 class KindRows:
-    """The rows of one kind (activation or adjoint), per cell; folded into triangles before they are many."""
+    """The rows of one kind (activation or adjoint), per cell; folded into triangles before they are many.
+
+    Never added to in place: parameters whose uses have the same rows (a layer's weight and its bias) share one, and
+    what is computed of it.
+    """
 
     width: int
-    parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    parts: tuple[tuple[Tensor, Tensor], ...] = ()
     folded: dict[int, Tensor] = field(default_factory=dict)
-    pending: int = 0
+    _spectra: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def add(self, rows: Tensor, cells: Tensor) -> None:
+    def plus(self, rows: Tensor, cells: Tensor) -> KindRows:
+        """These and more rows."""
         most = max(2 * self.width, MOST_PENDING // max(self.width, 1))
+        found = KindRows(self.width, self.parts, self.folded)
         for start in range(0, len(rows), most):
             some = rows[start : start + most].detach()
-            if start + len(some) == len(rows) and len(some) < len(rows):
-                some = some.clone()  # a rest that waits must not hold all of the rows
-            self.parts.append((some, cells[start : start + most]))
-            self.pending += len(some)
-            if self.pending >= most:
-                self._fold()
-
-    def _fold(self) -> None:
-        for cell, rows in self._by_cell().items():
-            self.folded[cell] = triangle(rows)
-        self.parts, self.pending = [], 0
+            if some.untyped_storage().nbytes() > 2 * some.numel() * some.element_size():
+                some = some.clone()  # a part that waits must not hold the whole
+            found = KindRows(self.width, (*found.parts, (some, cells[start : start + most])), found.folded)
+            if sum(len(part) for part, _ in found.parts) >= most:
+                found = KindRows(self.width, (), found.by_cell())
+        return found
 
     def _by_cell(self) -> dict[int, Tensor]:
         if not self.parts:
@@ -61,6 +63,41 @@ class KindRows:
     def by_cell(self) -> dict[int, Tensor]:
         """Per cell a matrix with the singular values of its rows."""
         return {cell: triangle(rows) for cell, rows in self._by_cell().items()}
+
+    def reduce(self) -> dict[int, Tensor]:
+        """`by_cell`, which takes the place of the rows."""
+        self.folded, self.parts = self.by_cell(), ()
+        return self.folded
+
+    def spectrum(self, cells: Sequence[int]) -> Tensor:
+        """Singular values of the rows that belong to `cells`, computed once."""
+        key = tuple(cells)
+        if key not in self._spectra:
+            rows = [self.folded[c] for c in cells if c in self.folded]
+            empty = torch.zeros(0, dtype=torch.float64)
+            self._spectra[key] = singular_values(torch.cat(rows)) if rows else empty
+        return self._spectra[key]
+
+
+@dataclass
+class Shared:
+    """What several weights of one call have in common: the same rows added to the same rows are computed once.
+
+    alive: the storages that outlive the call's share in the step, so that an address stands for one tensor.
+    """
+
+    alive: frozenset[int]
+    _found: dict[tuple[Any, ...], tuple[Tensor, KindRows]] = field(default_factory=dict)
+
+    def plus(self, have: KindRows | None, rows: Tensor, cells: Tensor) -> KindRows:
+        """`have` and more rows; None stands for no rows yet."""
+        before = KindRows(rows.shape[1]) if have is None else have
+        if rows.untyped_storage().data_ptr() not in self.alive:
+            return before.plus(rows, cells)
+        key = (id(have), rows.data_ptr(), tuple(rows.shape), rows.stride(), rows.dtype, rows.is_conj())
+        if key not in self._found or not torch.equal(self._found[key][0], cells):
+            self._found[key] = (cells, before.plus(rows, cells))
+        return self._found[key][1]
 
 
 @dataclass
@@ -147,23 +184,15 @@ class ParameterSum:
     def __post_init__(self) -> None:
         self.gradient = GradientSum(self.shape)
 
-    def add_activation(self, rows: Tensor, cells: Tensor) -> None:
-        self._add_rows("activation", rows, cells)
-
-    def add_adjoint(self, rows: Tensor, cells: Tensor) -> None:
-        self._add_rows("adjoint", rows, cells)
-
-    def _add_rows(self, kind: str, rows: Tensor, cells: Tensor) -> None:
+    def add_rows(self, kind: str, rows: Tensor, cells: Tensor, shared: Shared) -> None:
+        """Adds rows of activations or adjoints."""
         if kind in self.absent:
             return
         have = getattr(self, kind)
-        if have is None:
-            have = KindRows(rows.shape[1])
-            setattr(self, kind, have)
-        if not isinstance(have, KindRows) or have.width != rows.shape[1]:
+        if have is not None and (not isinstance(have, KindRows) or have.width != rows.shape[1]):
             self.drop(kind, "its uses have different widths")
             return
-        have.add(rows, cells)
+        setattr(self, kind, shared.plus(have, rows, cells))
 
     def add_lookups(self, factors: LookupFactors, cells: Tensor) -> None:
         if "activation" in self.absent:
@@ -197,16 +226,15 @@ class ParameterSum:
             return torch.zeros(0, dtype=torch.float64)
         return singular_values(sum(present[1:], present[0]).reshape(self.gradient.sides))
 
-    def kind_spectrum(self, kind: str, cells: Sequence[int], matrices: dict[int, Tensor]) -> Tensor:
-        """Singular values of the rows of `kind` that belong to `cells`; `matrices` from `KindRows.by_cell`."""
+    def kind_spectrum(self, kind: str, cells: Sequence[int]) -> Tensor:
+        """Singular values of the rows of `kind` that belong to `cells`."""
         have = getattr(self, kind)
         if isinstance(have, LookupRows):
             counts = [have.counts[c] for c in cells if c in have.counts]
             if not counts:
                 return torch.zeros(0, dtype=torch.float64)
             return sum(counts[1:], counts[0]).double().sqrt().sort(descending=True).values
-        rows = [matrices[c] for c in cells if c in matrices]
-        return singular_values(torch.cat(rows)) if rows else torch.zeros(0, dtype=torch.float64)
+        return have.spectrum(cells)
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

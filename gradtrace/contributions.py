@@ -133,6 +133,14 @@ def _puller(op: Op, output: int, operand: Operand, given: Adjoint) -> Callable[[
     return pull
 
 
+def storages(parts: Sequence[Factored | Local]) -> frozenset[int]:
+    """The addresses of the storages that the contributions hold."""
+    held = [part.factors if isinstance(part, Factored) else part for part in parts]
+    return frozenset(
+        value.untyped_storage().data_ptr() for one in held for value in vars(one).values() if isinstance(value, Tensor)
+    )
+
+
 def to_parameters(
     gradient: Tensor, edge: GradientEdge, value: Value, parameters: Mapping[str, GradientEdge]
 ) -> dict[str, Tensor]:

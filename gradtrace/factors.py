@@ -9,10 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 import torch
 from torch import Tensor
+
+MOST_NUMBERS = 2**18  # of a copy of rows that is made at once
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ def trusted_scale(factors: Factors, norms: Norms | None) -> float:
 
     Residuals are divided by it: an adapter whose scale is too large would pass every audit.
     """
-    own = factors.scale()
-    bound = own if norms is None else float((norms.activation * norms.adjoint).sum())
+    if norms is None:
+        return factors.scale()
+    bound = float((norms.activation * norms.adjoint).sum())
+    own = bound if type(factors).scale is Factors.scale else factors.scale()  # that is the bound, once more
     return own if own <= bound * (1 + 1e-6) else bound
 
 
@@ -230,7 +235,8 @@ class ElementFactors(Factors):
         return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype))
 
     def scale(self) -> float:
-        return float(torch.linalg.vector_norm(self._terms(), 1, dtype=_wide(self.adjoint.dtype)).real)
+        terms = self._terms()
+        return float(torch.linalg.vector_norm(terms.float() if terms.dtype in _HALVES else terms, 1))
 
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
         """Summed first over every axis along which neither the weight nor the owner varies: one pass over the data."""
@@ -261,8 +267,32 @@ class ElementFactors(Factors):
             activation = self.activation.expand_as(self.adjoint).permute(order).reshape(matrix)
         return Rows(activation, self.adjoint.permute(order).reshape(matrix), of_row)
 
+    def blocks(self) -> Iterator[Rows]:
+        """The same rows, one stretch along the first axis after the other where they would be a large copy."""
+        length, owners = (self.adjoint.shape or (1,))[0], self.owners
+        kept = (1,) * (self.adjoint.dim() - len(self.shape)) + self.shape
+        count = min(-(-self.adjoint.numel() // MOST_NUMBERS), length)
+        plain = [t for t in (self.activation, self.adjoint) if t is not None]
+        in_order = all(t.shape == self.adjoint.shape and t.is_contiguous() for t in plain)
+        in_order &= all(before == 1 or after != 1 for before, after in pairwise(kept))  # no axis is moved: no copy
+        if count < 2 or kept[0] != 1 or in_order:
+            yield from super().blocks()
+            return
+        for start in range(0, length, -(-length // count)):
+            some = slice(start, start - (-length // count))
+            activation = None if self.activation is None else _cut(self.activation, some, self.adjoint.dim())
+            here = _cut(owners, some, self.adjoint.dim())
+            rows = replace(self, activation=activation, adjoint=self.adjoint[some], owners=here).rows()
+            if rows is not None:
+                yield rows
+
     def _terms(self) -> Tensor:
         return self.adjoint if self.activation is None else self.activation.conj() * self.adjoint
+
+
+def _cut(tensor: Tensor, some: slice, rank: int) -> Tensor:
+    """A stretch along the first of `rank` axes; a tensor that is broadcast along it is left whole."""
+    return tensor if tensor.dim() < rank or tensor.shape[0] == 1 else tensor[some]
 
 
 def row_norms(rows: Tensor) -> Tensor:
@@ -270,8 +300,7 @@ def row_norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=-1).double()
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.complex128 if dtype.is_complex else torch.float64
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def _masked(tensor: Tensor, mask: Tensor) -> Tensor:

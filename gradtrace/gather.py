@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.accumulate import ParameterSum, matrix_shape
+from gradtrace.accumulate import ParameterSum, Shared, matrix_shape
 from gradtrace.contributions import Factored, Local, to_parameters
 from gradtrace.factors import LookupFactors, OuterFactors, trusted_scale
 from gradtrace.ops import Op, Operand
@@ -30,10 +31,29 @@ class Rung:
     reason: str = ""
 
     UNKNOWN_OWNERS: ClassVar[str] = "no sample owns some of its rows: they count in `all` only"
+    OUTSIDE: ClassVar[str] = (
+        "it meets samples only in the loss, or where no way from the model's output leads: use it inside the model, "
+        "before the output, to see its groups"
+    )
+    UNSEEN: ClassVar[str] = "no use of it was seen that leads to samples"
 
     @property
     def worst(self) -> str:
         return max(self.names, key=RUNGS.index) if self.names else RUNGS[-1]
+
+    def why(self, op: Op, part: Factored | Local) -> None:
+        """Notes why a use is not factored, where it is not."""
+        if isinstance(part, Local):
+            known = part.operand.adapter is not None
+            cause = "has rows of several samples, or an input changed in place" if known else "is claimed by no adapter"
+            self.reason = f"`{op.key.function}` {cause}"
+        elif part.operand.value.moves is None and not self.reason:
+            self.reason = f"the weight of `{op.key.function}` is made by arithmetic"
+
+    @property
+    def why_ungrouped(self) -> str:
+        """What left it without a rung."""
+        return self.OUTSIDE if self.ops else self.UNSEEN
 
 
 class Gathered:
@@ -63,7 +83,7 @@ class Gathered:
     def rung_of(self, name: str) -> Rung:
         return self.rungs.setdefault(name, Rung())
 
-    def take(self, op: Op, part: Factored | Local, cells: Tensor, *, owned: bool) -> None:
+    def take(self, op: Op, part: Factored | Local, cells: Tensor, shared: Shared, *, owned: bool) -> None:
         """Adds one operand's contribution; `cells` (samples + 1,) gives the cell of every sample."""
         value = part.operand.value
         names = [n for n in sorted(value.parameters) if n in self._parameters and not self._is_global(n)]
@@ -71,7 +91,7 @@ class Gathered:
             return
         for name in names:
             self._label(name, op, part, owned=owned)
-            self._take_kinds(self.sum_of(name), part, cells)
+            self._take_kinds(self.sum_of(name), part, cells, shared)
         outer = self._outer(part)
         if outer is not None:
             self.sum_of(names[0]).gradient.add_outer(*outer, cells[part.factors.owners])  # type: ignore[union-attr]
@@ -81,7 +101,9 @@ class Gathered:
     def _label(self, name: str, op: Op, part: Factored | Local, *, owned: bool) -> None:
         rung = self.rung_of(name)
         direct = "factored" if isinstance(part, Factored) else "local"
-        rung.names.add(direct if part.operand.value.moves is not None else "pulled back")
+        if owned:
+            rung.names.add(direct if part.operand.value.moves is not None else "pulled back")
+            rung.why(op, part)
         rung.ops[op.key.function] = None
         if isinstance(part, Factored) and part.operand.adapter is not None:
             rung.adapters[part.operand.adapter.name] = None
@@ -106,16 +128,17 @@ class Gathered:
 
     # ------------------------------------------------------------------ kinds
 
-    def _take_kinds(self, total: ParameterSum, part: Factored | Local, cells: Tensor) -> None:
+    def _take_kinds(self, total: ParameterSum, part: Factored | Local, cells: Tensor, shared: Shared) -> None:
         adjoint = part.adjoint if isinstance(part, Local) else part.factors.adjoint
         total.eps = max(total.eps, torch.finfo(adjoint.dtype).eps)
         if isinstance(part, Local):
             total.scale = float("nan")
             total.drop("activation", "no adapter factors this op")
-            self._local_adjoint(total, part, cells)
+            self._local_adjoint(total, part, cells, shared)
             return
         norms = part.factors.norms()
-        total.scale += trusted_scale(part.factors, norms)
+        gain = math.prod(move.gain for move in part.operand.value.moves or ())
+        total.scale += gain * trusted_scale(part.factors, norms)
         if norms is not None:
             total.add_power(norms, cells[norms.owners])
         found = False
@@ -123,18 +146,18 @@ class Gathered:
             found = True
             of_row = cells[rows.owners]
             if "adjoint" in self._kinds:
-                total.add_adjoint(rows.adjoint, of_row)
+                total.add_rows("adjoint", rows.adjoint, of_row, shared)
             if isinstance(part.factors, LookupFactors):
                 total.add_lookups(part.factors, of_row)
             elif rows.activation is None:
                 total.drop("activation", "a shift multiplies no activation")
             elif "activation" in self._kinds:
-                total.add_activation(rows.activation, of_row)
+                total.add_rows("activation", rows.activation, of_row, shared)
         if not found:
             total.drop("activation", "its rows belong to several samples each")
             total.drop("adjoint", "its rows belong to several samples each")
 
-    def _local_adjoint(self, total: ParameterSum, part: Local, cells: Tensor) -> None:
+    def _local_adjoint(self, total: ParameterSum, part: Local, cells: Tensor, shared: Shared) -> None:
         """One row per sample, positions side by side: all that is known of an op nobody factors."""
         owners = part.owners
         axes = [a for a in range(owners.dim()) if owners.shape[a] != 1]
@@ -142,7 +165,7 @@ class Gathered:
             total.drop("adjoint", "no adapter factors this op, and its output has no single sample axis")
             return
         rows = part.adjoint.movedim(axes[0], 0).flatten(1) if part.adjoint.dim() > 1 else part.adjoint[:, None]
-        total.add_adjoint(rows, cells[owners.flatten()])
+        total.add_rows("adjoint", rows, cells[owners.flatten()], shared)
 
     # ------------------------------------------------------------------ gradients
 

@@ -44,6 +44,25 @@ class Labels:
         return cls(of, next(iter(lengths.values())))
 
 
+def check_types(labels: Labels | None, known: dict[str, tuple[str, Label]]) -> None:
+    """Raises where a grouping has strings and integers, in one batch or in two: 1 and "1" would be one group by name.
+
+    known: per grouping the type met so far and a label of it; added to.
+    """
+    for grouping, values in labels.of.items() if labels else ():
+        for label in values:
+            if label is None:
+                continue
+            kind = "integer" if isinstance(label, int) else "string"
+            before, example = known.setdefault(grouping, (kind, label))
+            if before != kind:
+                raise GroupError(
+                    f"Grouping {grouping!r} has the {kind} label {label!r} and, in this batch or an earlier one, the "
+                    f"{before} label {example!r}. Give all labels of a grouping as strings or all as integers, in "
+                    "every step and probe."
+                )
+
+
 def _grouping_name(name: Any) -> str:
     if not isinstance(name, str) or not name:
         raise GroupError(f"A grouping's name must be a non-empty string, not {name!r}.")

@@ -144,13 +144,14 @@ class Recorder:
             return
         traced, _ = select(self._model, self._patterns)  # parameters may have been frozen or freed since
         session = Session(self._model, traced, constants_of(self._model), self._settings, self._memory, self._adapters)
-        began = time.perf_counter()
+        began, constants = time.perf_counter(), len(self._memory.transparent)
         self._running = True
         try:
             session.begin_batch(groups)
             with session.watching():
                 yield Step(session)
             self._finish(session, number, epoch, scalars or {}, began)
+            self._memory.reconsider(constants)
         finally:
             self._running = False
             session.close()
@@ -202,7 +203,7 @@ class Recorder:
         one batch, or labels of the whole set in order. training: the mode the model is run in, stored.
         """
         self._check_open()
-        memory = self._probe_memories.setdefault(name, Memory())
+        memory = self._probe_memories.setdefault(name, Memory(label_types=self._memory.label_types))
         session, n_samples = measure_batches(
             self._model, batches, loss_fn, groups=groups, inputs=inputs, training=training,
             patterns=self._patterns, settings=self._settings, memory=memory, adapters=self._adapters,

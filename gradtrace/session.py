@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from gradtrace.accumulate import Shared
 from gradtrace.adapters import Registry
 from gradtrace.audit import Audit
 from gradtrace.calls import Adjoint
 from gradtrace.capture import Capture
-from gradtrace.contributions import contributions
+from gradtrace.contributions import contributions, storages
 from gradtrace.errors import CaptureError
 from gradtrace.gather import Gathered
-from gradtrace.groups import Cells, Labels
+from gradtrace.groups import Cells, Labels, check_types
 from gradtrace.modules import ModuleStack
 from gradtrace.ops import Op, OpKey
 from gradtrace.prepare import by_layout, prepare
@@ -79,7 +80,7 @@ class Session:
         self._announced = False  # a backward pass is under way that was prepared
         self._last_use = False  # its graph is not used again: what was kept of an op can go with its adjoint
         self._waiting: dict[int, Waiting] = {}
-        self._delivered: set[int] = set()  # numbers of ops whose adjoints have come
+        self._delivered: set[Slot] = set()  # outputs whose adjoints have come
         self._accumulated = False
         self._accepts: dict[int, bool] = {}
         self.modules = ModuleStack(model)
@@ -104,6 +105,7 @@ class Session:
     def begin_batch(self, groups: Any) -> None:
         """Labels of the forward passes that follow."""
         labels = Labels.read(groups)
+        check_types(labels, self.memory.label_types)
         self.context = Batch(labels, None if labels is None else labels.n_samples)
         self.capture.restart_count()
 
@@ -174,8 +176,6 @@ class Session:
     def _owned(self, op: Op, output: int, grad: Tensor, waiting: Waiting) -> Adjoint:
         """An adjoint with the owners of its elements."""
         owners = self._owners_of(op, output, op.context)
-        if owners is None:
-            self.memory.unreached.discard((op.key, output))
         if owners is None or op.context.of_sample is None:
             waiting.owned = False
             owners = torch.full((1,) * grad.dim(), -1, dtype=torch.int64)
@@ -185,9 +185,11 @@ class Session:
         op, batch = waiting.op, waiting.op.context
         cells = batch.of_sample if batch.of_sample is not None else torch.tensor([Cells.OWNERLESS])
         device = next(iter(waiting.adjoints.values())).value.device
-        for part in contributions(op, waiting.adjoints):
-            self.gathered.take(op, part, cells.to(device), owned=waiting.owned)
-        self._delivered.add(op.number)
+        parts = contributions(op, waiting.adjoints)
+        shared = Shared(storages(parts))
+        for part in parts:
+            self.gathered.take(op, part, cells.to(device), shared, owned=waiting.owned)
+        self._delivered |= {(op.number, output) for output in waiting.adjoints}
         if self._last_use and len(waiting.adjoints) == len(op.outputs):
             op.release()
 
@@ -229,10 +231,11 @@ class Session:
         self.audit.end_pass()
         self._announced, self._accumulated, self._last_use = False, True, False
         if not retained:  # ops of another graph that has not been run yet (split learning) stay
+            done = {number for number, _ in self._delivered}
             for op in self.live:
-                if op.number in self._delivered:
+                if op.number in done:
                     op.release()
-            self.live = [op for op in self.live if op.number not in self._delivered]
+            self.live = [op for op in self.live if op.number not in done]
 
     def finish(self) -> None:
         """After the last backward pass; raises when there was none."""
@@ -249,6 +252,9 @@ class Session:
                 "`with recorder.step(...)` too, on the model that is recorded."
             )
         self.audit.compare(self.gathered)
+        slots = {(op.number, place): (op.key, place) for op in self.seen for place in range(len(op.outputs))}
+        self.memory.unreached |= {key for slot, key in slots.items() if slot not in self._delivered}
+        self.memory.unreached -= {key for slot, key in slots.items() if slot in self._delivered}
 
     def close(self) -> None:
         """Lets go of the graph."""

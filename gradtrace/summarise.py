@@ -59,7 +59,7 @@ class _Row:
     def measure(self, kind: str, small: SmallFactors | str | None) -> None:
         status, spectra = [], []
         have = None if kind == "gradient" else getattr(self.total, kind)
-        matrices = have.by_cell() if isinstance(have, KindRows) else {}
+        matrices = have.reduce() if isinstance(have, KindRows) else {}
         for place, (name, cells) in enumerate(self.groups.cells.items()):
             code, sigma = self._group(kind, name, place, cells, small, have, matrices)
             status.append(code)
@@ -86,7 +86,7 @@ class _Row:
                 sigma = self.total.spectrum_of(cells, small)
                 limit = min(self.total.gradient.sides)
             else:
-                sigma = self.total.kind_spectrum(kind, cells, matrices)
+                sigma = self.total.kind_spectrum(kind, cells)
                 limit = have.height if isinstance(have, LookupRows) else have.width
         except NotConvergedError:
             return Status.NOT_CONVERGED, nothing

@@ -205,6 +205,26 @@ def test_a_wrong_number_of_labels_in_a_step_is_refused_and_the_next_step_works(t
     assert gt.open_run(tmp_path / "run.zarr").tree["0.weight"].sizes["step"] == 1
 
 
+def test_labels_that_change_their_type_between_steps_are_refused(tmp_path: Path) -> None:
+    """1 and "1" would be one group by name; the steps before are kept, and the next one works."""
+    network = model()
+    sites = [1, 2, 1, 2, 1, 2, None]
+    with gt.record(network, tmp_path / "run.zarr") as recorder:
+        run_step(recorder, network, vectors(), sites)
+        with pytest.raises(GroupError, match=r"string label '1' and.* the integer label 1\. Give all labels"):
+            run_step(recorder, network, vectors(), [None if site is None else str(site) for site in sites])
+        with pytest.raises(GroupError, match="integer label 1"):
+            recorder.probe("val", [vectors()], lambda y, batch: mean_square(y), groups=["1"] * SAMPLES)
+        run_step(recorder, network, vectors(), torch.tensor([2] * SAMPLES))
+    tree = gt.open_run(tmp_path / "run.zarr").tree
+    assert tree["0.weight"]["n_samples"].sel(group="group=2").values.tolist() == [3, 7]
+
+
+def test_labels_of_two_types_in_one_batch_are_refused() -> None:
+    with pytest.raises(GroupError, match=r"integer label 1 and.*string label 'Bern'"):
+        measure(["Bern", 1, "Bern", "Bern", 1, 1, 1])
+
+
 def test_a_gradient_that_is_not_finite_is_recorded_as_such_and_training_goes_on(tmp_path: Path) -> None:
     network = model()
     broken = vectors()

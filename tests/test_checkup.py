@@ -163,7 +163,7 @@ class Squared(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("penalty", "rung", "failed", "remedy"),
     [
-        (lambda weight: weight.square().sum(), "pulled back", False, "weight_decay"),
+        (lambda weight: weight.square().sum(), "ungrouped", True, "leave the parameter out"),
         (Squared.apply, "ungrouped", True, "leave the parameter out"),
     ],
 )

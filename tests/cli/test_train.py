@@ -146,6 +146,23 @@ def test_a_store_that_is_there_is_not_overwritten(study: Path) -> None:
     refused(r"sites_study\.zarr", study.name)
 
 
+def test_a_doubtful_sample_axis_can_be_told(study: Path) -> None:
+    """Seven samples, seven outputs: the error asks, and the command takes the answer."""
+    square = STUDY.replace("Linear(3, 2)", "Linear(3, 7)").replace("randn(7, 2,", "randn(7, 7,")
+    study.write_text(square)
+    for answer in ("0", "-2"):
+        assert invoke(study.name, "-o", f"axis{answer}.zarr", "--sample-dim", answer, "--seed", "1").exit_code == 0
+    refused(r"sample_dim|axis", study.name, "--sample-dim", "2")
+
+
+def test_the_definition_for_coupled_samples_can_be_chosen(study: Path) -> None:
+    study.write_text(STUDY.replace("torch.nn.Tanh()", "torch.nn.BatchNorm1d(3)"))
+    for coupling in ("rows", "loss"):
+        assert invoke(study.name, "-o", f"{coupling}.zarr", "--coupling", coupling, "--seed", "1").exit_code == 0
+    attrs = {c: gt.open_run(f"{c}.zarr").tree["0.weight"].attrs for c in ("rows", "loss")}
+    assert {c: a["coupling"] for c, a in attrs.items()} == {"rows": "rows", "loss": "loss"}
+
+
 def test_inputs_may_be_keyword_arguments(study: Path) -> None:
     study.write_text(STUDY + "\ndef inputs(batch): return {'input': batch[0]}\n")
     assert invoke(study.name).exit_code == 0
@@ -155,7 +172,18 @@ def test_help_names_every_option_and_what_a_study_is() -> None:
     text = invoke("--help").stdout
     page = Path(__file__).parents[2] / "docs" / "reference" / "cli-train-demo.md"
     assert text in page.read_text(encoding="utf-8"), "the reference page shows an older help text"
-    for each in ("--output", "--epochs", "--every", "--kind", "--keep", "--parameters", "--seed", "--device"):
+    for each in (
+        "--output",
+        "--epochs",
+        "--every",
+        "--kind",
+        "--keep",
+        "--parameters",
+        "--coupling",
+        "--sample-dim",
+        "--seed",
+        "--device",
+    ):
         assert each in text
     for each in ("model()", "batches()", "inputs(batch)", "loss(output, batch)", "groups(batch)", "optimizer"):
         assert each in text
