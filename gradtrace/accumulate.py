@@ -6,7 +6,8 @@ Rows are kept as factors while they are few, and folded into one matrix per cell
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ class KindRows:
 
     def plus(self, rows: Tensor, cells: Tensor) -> KindRows:
         """These and more rows."""
-        most = max(2 * self.width, MOST_PENDING // max(self.width, 1))
+        most = max(self.width, MOST_PENDING // max(self.width, 1))
         found = KindRows(self.width, self.parts, self.folded)
         for start in range(0, len(rows), most):
             some = rows[start : start + most].detach()
@@ -43,40 +44,67 @@ class KindRows:
                 some = some.clone()  # a part that waits must not hold the whole
             found = KindRows(self.width, (*found.parts, (some, cells[start : start + most])), found.folded)
             if sum(len(part) for part, _ in found.parts) >= most:
-                found = KindRows(self.width, (), found.by_cell())
+                found.reduce()
         return found
 
-    def _by_cell(self) -> dict[int, Tensor]:
-        if not self.parts:
-            return dict(self.folded)
-        rows = torch.cat([p for p, _ in self.parts])
-        rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
-        if not self.folded and bool(torch.isfinite(rows).all()):
-            rows = narrowed(rows)  # once, for all cells and groups; one row that is not finite would spoil all
-        cells = torch.cat([c for _, c in self.parts])
-        present = torch.unique(cells).tolist()
-        found = {c: rows.index_select(0, (cells == c).nonzero(as_tuple=True)[0]) for c in present}
-        for cell, triangle_rows in self.folded.items():
-            found[cell] = torch.cat([triangle_rows, found[cell]]) if cell in found else triangle_rows
-        return found
+    def reduce(self) -> None:
+        """Folds what waits: per cell a matrix with the singular values of its rows, no taller than wide."""
+        if self.parts:
+            self.folded, self.parts = {cell: _packed(rows) for cell, rows in self._by_cell()}, ()
 
-    def by_cell(self) -> dict[int, Tensor]:
-        """Per cell a matrix with the singular values of its rows."""
-        return {cell: triangle(rows) for cell, rows in self._by_cell().items()}
+    def _by_cell(self) -> Iterator[tuple[int, Tensor]]:
+        """The rows of one cell after the other, in double precision."""
+        parts, cells = [p for p, _ in self.parts], torch.cat([c for _, c in self.parts])
+        if not self.folded and len(cells) < self.width and all(bool(torch.isfinite(p).all()) for p in parts):
+            # once, for all cells and groups; one row that is not finite would spoil all
+            parts = [narrowed(_double(torch.cat(parts)))]
+        for cell in sorted({*torch.unique(cells).tolist(), *self.folded}):
+            places = [(cells == cell)[start:stop] for start, stop in _stretches(parts)]
+            own = [_double(p[here]) for p, here in zip(parts, places, strict=True) if bool(here.any())]
+            yield cell, torch.cat([*([_unpacked(self.folded[cell])] if cell in self.folded else []), *own])
 
-    def reduce(self) -> dict[int, Tensor]:
-        """`by_cell`, which takes the place of the rows."""
-        self.folded, self.parts = self.by_cell(), ()
-        return self.folded
+    def is_finite(self, cells: Sequence[int]) -> bool:
+        """Whether every row of `cells` is, once they are reduced."""
+        return all(bool(torch.isfinite(self.folded[c]).all()) for c in cells if c in self.folded)
 
     def spectrum(self, cells: Sequence[int]) -> Tensor:
-        """Singular values of the rows that belong to `cells`, computed once."""
+        """Singular values of the rows that belong to `cells`, once they are reduced; computed once."""
         key = tuple(cells)
         if key not in self._spectra:
-            rows = [self.folded[c] for c in cells if c in self.folded]
+            rows = [_unpacked(self.folded[c]) for c in cells if c in self.folded]
             empty = torch.zeros(0, dtype=torch.float64)
             self._spectra[key] = singular_values(torch.cat(rows)) if rows else empty
         return self._spectra[key]
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """The rows, or, where they are more than columns, the triangle of their QR: a vector without its zeros."""
+    if len(rows) <= rows.shape[1]:
+        return rows
+    factor = triangle(rows)
+    return factor[tuple(torch.triu_indices(*factor.shape, device=factor.device))]
+
+
+def _unpacked(held: Tensor) -> Tensor:
+    """The matrix again."""
+    if held.dim() == 2:
+        return held
+    side = math.isqrt(2 * len(held))
+    matrix = held.new_zeros(side, side)
+    matrix[tuple(torch.triu_indices(side, side, device=held.device))] = held
+    return matrix
+
+
+def _stretches(parts: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """Where each part lies when they are put one after the other."""
+    start = 0
+    for part in parts:
+        yield start, start + len(part)
+        start += len(part)
+
+
+def _double(rows: Tensor) -> Tensor:
+    return rows.to(torch.complex128 if rows.is_complex() else torch.float64)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -118,6 +119,10 @@ def _installed() -> tuple[tuple[Registered, ...], tuple[str, ...]]:
             entries.append(Registered(_checked(point.load()()), origin(point)))
         except Exception as error:  # somebody else's import: it must not take the others down, and it is named
             failed.append(f"{point.name} ({origin(point)}): {type(error).__name__}: {error}")
+            logging.getLogger("gradtrace").warning(
+                "The adapter %s cannot be used; its ops are measured in another way. See `gradtrace plugins list`.",
+                failed[-1],
+            )
     return tuple(entries), tuple(failed)
 
 

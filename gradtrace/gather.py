@@ -141,6 +141,7 @@ class Gathered:
         total.scale += gain * trusted_scale(part.factors, norms)
         if norms is not None:
             total.add_power(norms, cells[norms.owners])
+        del norms  # of a convolution on volumes they are as large as a channel
         found = False
         for rows in part.factors.blocks() if set(self._kinds) - {"gradient"} else ():
             found = True

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gradtrace.accumulate import KindRows, LookupRows, ParameterSum
 from gradtrace.decompose.dense import NotConvergedError
@@ -59,9 +58,10 @@ class _Row:
     def measure(self, kind: str, small: SmallFactors | str | None) -> None:
         status, spectra = [], []
         have = None if kind == "gradient" else getattr(self.total, kind)
-        matrices = have.reduce() if isinstance(have, KindRows) else {}
+        if isinstance(have, KindRows):
+            have.reduce()
         for place, (name, cells) in enumerate(self.groups.cells.items()):
-            code, sigma = self._group(kind, name, place, cells, small, have, matrices)
+            code, sigma = self._group(kind, name, place, cells, small, have)
             status.append(code)
             spectra.append(sigma)
         self.status[kind] = np.array(status, dtype=np.uint8)
@@ -72,14 +72,14 @@ class _Row:
         self.spectra[kind] = padded if self.keep is None else padded[:, : self.keep]
 
     def _group(
-        self, kind: str, name: str, place: int, cells: Sequence[int], small: Any, have: Any, matrices: dict[int, Tensor]
+        self, kind: str, name: str, place: int, cells: Sequence[int], small: Any, have: Any
     ) -> tuple[int, np.ndarray]:
         nothing = np.zeros(0)
         if self.groups.n_samples[place] == 0:
             return Status.GROUP_ABSENT, nothing
         if (kind != "gradient" and have is None) or (self.ungrouped and name != "all"):
             return Status.KIND_ABSENT, nothing
-        if not _finite(kind, self.total, cells, small, matrices):
+        if not _finite(kind, self.total, cells, small):
             return Status.NOT_FINITE, nothing
         try:
             if kind == "gradient":
@@ -127,12 +127,13 @@ def _small(total: ParameterSum) -> SmallFactors | str | None:
     return total.gradient.small()
 
 
-def _finite(kind: str, total: ParameterSum, cells: Sequence[int], small: Any, matrices: dict[int, Tensor]) -> bool:
+def _finite(kind: str, total: ParameterSum, cells: Sequence[int], small: Any) -> bool:
     if kind == "gradient":
         if small is not None:
             return True
         return all(bool(torch.isfinite(total.gradient.dense[c]).all()) for c in cells if c in total.gradient.dense)
-    return all(bool(torch.isfinite(matrices[c]).all()) for c in cells if c in matrices)
+    have = getattr(total, kind)
+    return not isinstance(have, KindRows) or have.is_finite(cells)
 
 
 def _inner_products(total: ParameterSum, small: Any, groups: GroupsOfStep, ungrouped: bool) -> np.ndarray:

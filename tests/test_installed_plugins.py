@@ -158,6 +158,7 @@ def test_a_plugin_that_fails_to_import_is_named_and_the_others_go_on(kron: Path,
     assert "The adapter 'broken-one' of broken-one cannot be used: ModuleNotFoundError" in listed.stderr
     measured = measure(KRON, installed=(broken, kron))
     assert measured.returncode == 0, measured.stderr
+    assert "broken-one (broken-one 0.1.0): ModuleNotFoundError: No module named 'not_there'" in measured.stderr
     assert {node["rung"] for node in json.loads(measured.stdout).values()} == {"factored"}
 
 

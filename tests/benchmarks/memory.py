@@ -21,7 +21,7 @@ from pathlib import Path
 STEPS = 5
 PROBING = 3  # the first steps, in which owners are probed
 WAYS = {"untraced": "", "gradient": "gradient", "all kinds": "gradient,activation,adjoint"}
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
 
 
 def peaks(model: str, kinds: str) -> list[float]:
