@@ -82,7 +82,7 @@ def _packed(rows: Tensor) -> Tensor:
     if len(rows) <= rows.shape[1]:
         return rows
     factor = triangle(rows)
-    return factor[tuple(torch.triu_indices(*factor.shape, device=factor.device))]
+    return torch.cat([row[place:] for place, row in enumerate(factor)])  # indices would take twice as much as it saves
 
 
 def _unpacked(held: Tensor) -> Tensor:
@@ -91,7 +91,8 @@ def _unpacked(held: Tensor) -> Tensor:
         return held
     side = math.isqrt(2 * len(held))
     matrix = held.new_zeros(side, side)
-    matrix[tuple(torch.triu_indices(side, side, device=held.device))] = held
+    for row, part in zip(matrix, held.split(list(range(side, 0, -1))), strict=True):
+        row[side - len(part) :] = part
     return matrix
 
 
