@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradtrace.cli import FAILURE
+from gradtrace.cli.definition import definition_options
 from gradtrace.cli.output import Output, json_of, note, output_options
 
 if TYPE_CHECKING:
@@ -52,16 +53,7 @@ NAMED = 4  # so many parameters are named beside a piece of advice
     multiple=True,
     help="Only parameters whose name matches; repeatable.  [default: all]",
 )
-@click.option(
-    "--coupling",
-    type=click.Choice(["rows", "loss"]),
-    default="rows",
-    show_default=True,
-    help="What a group's part is where samples see each other.",
-)
-@click.option(
-    "--sample-dim", type=int, metavar="AXIS", help="The sample axis of the output, where lengths leave a doubt."
-)
+@definition_options
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

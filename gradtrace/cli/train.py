@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from gradtrace.cli.definition import definition_options
 from gradtrace.store.rows import KINDS
 
 EPILOG = """\b
@@ -52,16 +53,7 @@ A STUDY is path/to/file.py or package.module with these functions:
     multiple=True,
     help="Record only parameters whose name matches; repeatable.  [default: all]",
 )
-@click.option(
-    "--coupling",
-    type=click.Choice(["rows", "loss"]),
-    default="rows",
-    show_default=True,
-    help="What a group's part is where samples see each other.",
-)
-@click.option(
-    "--sample-dim", type=int, metavar="AXIS", help="The sample axis of the output, where lengths leave a doubt."
-)
+@definition_options
 @click.option("--seed", type=int, help="Seed of torch's random state, set before model().  [default: not set]")
 @click.option(
     "--device",
