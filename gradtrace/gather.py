@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.accumulate import ParameterSum, Shared, matrix_shape
+from gradtrace.accumulate import ParameterSum, matrix_shape
 from gradtrace.contributions import Factored, Local, to_parameters
 from gradtrace.factors import LookupFactors, OuterFactors, trusted_scale
+from gradtrace.kinds import Shared
 from gradtrace.ops import Op, Operand
 from gradtrace.survey import Memory
 

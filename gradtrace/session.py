@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from gradtrace.accumulate import Shared
 from gradtrace.adapters import Registry
 from gradtrace.audit import Audit
 from gradtrace.calls import Adjoint
@@ -23,6 +22,7 @@ from gradtrace.contributions import contributions, storages
 from gradtrace.errors import CaptureError
 from gradtrace.gather import Gathered
 from gradtrace.groups import Cells, Labels, check_types
+from gradtrace.kinds import Shared
 from gradtrace.modules import ModuleStack
 from gradtrace.ops import Op, OpKey
 from gradtrace.prepare import by_layout, prepare

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtrace.accumulate import KindRows, LookupRows, ParameterSum
+from gradtrace.accumulate import ParameterSum
 from gradtrace.decompose.dense import NotConvergedError
 from gradtrace.decompose.factored import SmallFactors
+from gradtrace.kinds import KindRows, LookupRows
 from gradtrace.metrics import METRICS, WHOLE
 from gradtrace.store.rows import ParameterRow, Status
 

@@ -8,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import gradtrace.accumulate
-from gradtrace.accumulate import KindRows, ParameterSum, Shared
+import gradtrace.kinds
+from gradtrace.accumulate import ParameterSum
+from gradtrace.decompose.dense import double
+from gradtrace.decompose.gram import rounded_singular_values
+from gradtrace.decompose.triangle import Triangle
+from gradtrace.kinds import KindRows, Shared
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -30,7 +34,7 @@ def test_however_rows_come_their_spectra_are_those_of_all_of_them(width: int, le
     parts = [(drawn(n, width, seed=i), torch.arange(n) * 7 % 3) for i, n in enumerate(lengths)]
     rows, cells = torch.cat([r for r, _ in parts]), torch.cat([c for _, c in parts])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradtrace.accumulate, "MOST_PENDING", pending)
+        patch.setattr(gradtrace.kinds, "MOST_PENDING", pending)
         found = KindRows(width)
         for part in parts:
             found = found.plus(*part)
@@ -45,7 +49,58 @@ def test_however_rows_come_their_spectra_are_those_of_all_of_them(width: int, le
 def test_rows_that_are_folded_are_let_go() -> None:
     found = KindRows(2).plus(drawn(2**20, 2), torch.zeros(2**20, dtype=torch.int64))
     assert sum(part.untyped_storage().nbytes() for part, _ in found.parts) < 2**20
-    assert {cell: tuple(rows.shape) for cell, rows in found.folded.items()} == {0: (3,)}, "a triangle without its zeros"
+    (triangle,) = found.folded.values()
+    assert isinstance(triangle, Triangle)
+    assert tuple(triangle.packed.shape) == (3,), "a triangle without its zeros"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.sampled_from([1, 3, 7, 300, 515]),
+    n_rows=st.sampled_from([1, 5, 299, 700]),
+    decay=st.sampled_from([0, 3, 12]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.complex64]),
+)
+def test_of_rows_in_single_precision_or_less_nothing_is_lost(
+    width: int, n_rows: int, decay: int, dtype: torch.dtype
+) -> None:
+    """Squared in double precision they keep an accuracy that single precision itself does not have."""
+    scales = torch.logspace(0, -decay, width, dtype=torch.float64)
+    turned = torch.linalg.qr(drawn(width, width, seed=1)).Q
+    rows, cells = ((drawn(n_rows, width) * scales) @ turned).to(dtype), torch.arange(n_rows) % 3
+    found = KindRows(width).plus(rows, cells)
+    found.reduce()
+    for group in ([0], [1, 2], [0, 1, 2]):
+        own = double(rows[torch.isin(cells, torch.tensor(group))])
+        sigma, expected = found.spectrum(group), torch.linalg.svdvals(own)
+        assert len(sigma) == min(own.shape)
+        error = float((sigma - expected).abs().max()) if len(sigma) else 0.0
+        assert error <= torch.finfo(torch.float32).eps / 2 * float(torch.linalg.vector_norm(own))
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (3, 700), (700, 3), (520, 300), (300, 520)])
+def test_a_gradient_summed_in_single_precision_has_its_singular_values(shape: tuple[int, int]) -> None:
+    matrix = drawn(*shape).float()
+    expected = torch.linalg.svdvals(matrix.double())
+    assert torch.allclose(rounded_singular_values(matrix), expected, rtol=1e-10)  # well conditioned: all digits
+    flat = matrix[:, :1] @ matrix[:1] + 1e-6 * matrix  # nearly rank one
+    expected = torch.linalg.svdvals(flat.double())
+    error = float((rounded_singular_values(flat) - expected).abs().max())
+    assert error <= torch.finfo(torch.float32).eps / 2 * float(expected[0])
+
+
+def test_rows_that_are_not_finite_spoil_only_their_cell() -> None:
+    for n_rows in (4, 40):
+        for dtype in (torch.float32, torch.float64):
+            rows, cells = drawn(n_rows, 6).to(dtype), torch.arange(n_rows) % 2
+            rows[1, 2] = float("nan")
+            found = KindRows(6).plus(rows, cells)
+            found.reduce()
+            assert found.is_finite([0])
+            assert not found.is_finite([1])
+            assert not found.is_finite([0, 1])
+            expected = torch.linalg.svdvals(rows[::2].double())
+            assert torch.allclose(found.spectrum([0]), expected, rtol=1e-6)
 
 
 def test_a_weight_and_its_bias_share_their_adjoints() -> None:

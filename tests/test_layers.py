@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     *("errors", "inputs", "metrics", "study", "scaffold"),
     "store",  # rows, and what becomes of them on disk: numpy and zarr
-    *("selection", "untouched"),
-    *("decompose", "factors", "accumulate", "groups", "settings"),  # what a gradient is made of, and whose
+    *("selection", "untouched", "cadence"),
+    *("decompose", "factors", "kinds", "accumulate", "groups", "settings"),  # what a gradient is made of, and whose
     *("calls", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
     *("moves", "values", "modules", "composite", "bypass", "ops", "flow", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey", "axes"),  # what a backward pass says about it
@@ -32,7 +32,7 @@ LAYERS = (
     *("plots", "demo", "cli"),
 )
 DOOR = "door"
-WITHOUT_TORCH = ("errors", "inputs", "metrics", "store")
+WITHOUT_TORCH = ("errors", "inputs", "metrics", "store", "cadence")
 
 
 def modules() -> dict[str, Path]:

@@ -1,4 +1,8 @@
-"""Singular values of a matrix as it stands."""
+"""Singular values of a matrix as it stands, in double precision.
+
+What was computed in double precision is decomposed itself. What has single precision or less goes by a Gram matrix: see
+`gradtrace.decompose.gram`.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,30 @@ class NotConvergedError(Exception):
     """The decomposition failed on finite values."""
 
 
+def is_exact(dtype: torch.dtype) -> bool:
+    """Whether half the digits of double precision are not enough for values of this dtype."""
+    return dtype in (torch.float64, torch.complex128)
+
+
+def double(values: Tensor) -> Tensor:
+    """The same values in double precision."""
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+
+
 def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values of (..., p, q), descending, in float64; of a p x q matrix there are min(p, q)."""
-    wide = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
-    if min(wide.shape[-2:]) == 1:
-        return torch.linalg.vector_norm(wide, dim=(-2, -1))[..., None]
+    """All singular values of (p, q), descending, in float64, min(p, q) of them; a double-precision decomposition."""
+    wide = double(matrix)
+    if min(wide.shape) == 1:
+        return torch.linalg.vector_norm(wide)[None]
     try:
         return torch.linalg.svdvals(wide)
     except torch.linalg.LinAlgError as error:
         raise NotConvergedError(str(error)) from error
 
 
-def narrowed(rows: Tensor) -> Tensor:
-    """(m, min(m, width)): rows with the same inner products, so every subset of them keeps its singular values."""
-    if rows.shape[0] >= rows.shape[1]:
-        return rows
-    return torch.linalg.qr(rows.transpose(0, 1), mode="r").R.transpose(0, 1)
-
-
-def triangle(rows: Tensor) -> Tensor:
-    """R of rows = Q R: as many rows as needed, the same singular values. Rows that are few already come back as is."""
-    if rows.shape[0] <= rows.shape[1]:
-        return rows
-    return torch.linalg.qr(rows, mode="r").R
+def roots(gram: Tensor) -> Tensor:
+    """Singular values of a matrix, descending, from the lower half of its Gram matrix (n, n)."""
+    try:
+        return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+    except torch.linalg.LinAlgError as error:
+        raise NotConvergedError(str(error)) from error

@@ -1,0 +1,149 @@
+"""The rows of activations and adjoints that one parameter gathers during one recorded step, per cell.
+
+A *cell* is a set of samples that no grouping tells apart (a diagnosis and a sex, say); groups are unions of cells.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtrace.decompose.dense import is_exact
+from gradtrace.decompose.few import Few
+from gradtrace.decompose.gram import Gram
+from gradtrace.decompose.tall import Tall
+from gradtrace.decompose.triangle import Triangle
+
+MOST_PENDING = 2**18  # numbers in the rows that wait to be folded, unless their matrix is wider than tall by then
+
+
+class KindRows:
+    """The rows of one kind (activation or adjoint): kept while they are few, else folded, cell by cell.
+
+    Never added to in place: parameters whose uses have the same rows (a layer's weight and its bias) share one, and
+    what is computed of it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        parts: Sequence[tuple[Tensor, Tensor]] = (),
+        folded: Mapping[int, Tall] | None = None,
+        heights: Mapping[int, int] | None = None,
+    ) -> None:
+        self.width, self.parts = width, tuple(parts)
+        self.folded, self._heights = dict(folded or {}), Counter(heights or {})
+        self._few: tuple[Few, Tensor] | None = None
+        self._spectra: dict[tuple[int, ...], Tensor] = {}
+
+    def plus(self, rows: Tensor, cells: Tensor) -> KindRows:
+        """These and more rows (m, width), of `cells` (m,)."""
+        most = max(self.width, MOST_PENDING // max(self.width, 1))
+        found = KindRows(self.width, self.parts, self.folded, self._heights)
+        for start in range(0, len(rows), most):
+            some = rows[start : start + most].detach()
+            if some.untyped_storage().nbytes() > 2 * some.numel() * some.element_size():
+                some = some.clone()  # a part that waits must not hold the whole
+            waiting = (*found.parts, (some, cells[start : start + most]))
+            found = KindRows(self.width, waiting, found.folded, found._heights)
+            if sum(len(part) for part, _ in waiting) >= most:
+                found._fold()
+        return found
+
+    def reduce(self) -> None:
+        """Makes them ready for `spectrum`."""
+        waiting = sum(len(part) for part, _ in self.parts)
+        if self.folded or waiting >= self.width:
+            self._fold()
+        elif waiting and self._few is None:
+            parts, cells = zip(*self.parts, strict=True)
+            self._few = Few(torch.cat(parts)), torch.cat(cells)
+
+    def _fold(self) -> None:
+        """Takes what waits to the cells."""
+        for rows, cells in self.parts:
+            for cell, own in _by_cell(rows, cells):
+                have = self.folded.get(cell)
+                self._heights[cell] += len(own)
+                self.folded[cell] = _none(self.width, rows).plus(own) if have is None else have.plus(own)
+        self.parts = ()
+
+    def is_finite(self, cells: Sequence[int]) -> bool:
+        """Whether every row of `cells` is, once they are reduced."""
+        if self._few is not None:
+            few, of_row = self._few
+            return few.is_finite(_places(of_row, cells))
+        return all(self.folded[c].is_finite() for c in cells if c in self.folded)
+
+    def spectrum(self, cells: Sequence[int]) -> Tensor:
+        """Singular values of the rows that belong to `cells`, once they are reduced; computed once."""
+        key = tuple(cells)
+        if key not in self._spectra:
+            self._spectra[key] = self._decomposed(cells)
+        return self._spectra[key]
+
+    def _decomposed(self, cells: Sequence[int]) -> Tensor:
+        if self._few is not None:
+            few, of_row = self._few
+            return few.spectrum(_places(of_row, cells))
+        found = [self.folded[c] for c in cells if c in self.folded]
+        if not found:
+            return torch.zeros(0, dtype=torch.float64)
+        return type(found[0]).spectrum(found)[: sum(self._heights[c] for c in cells)]
+
+
+def _none(width: int, like: Tensor) -> Tall:
+    return Triangle.none(width, like) if is_exact(like.dtype) else Gram.none(width, like)
+
+
+def _places(of_row: Tensor, cells: Sequence[int]) -> Tensor:
+    return torch.isin(of_row, torch.as_tensor(list(cells), device=of_row.device)).nonzero(as_tuple=True)[0]
+
+
+def _by_cell(rows: Tensor, cells: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The rows of one cell after the other."""
+    present = torch.unique(cells).tolist()
+    if len(present) == 1:
+        yield present[0], rows
+        return
+    for cell in present:
+        yield cell, rows.index_select(0, (cells == cell).nonzero(as_tuple=True)[0])
+
+
+@dataclass
+class Shared:
+    """What several weights of one call have in common: the same rows added to the same rows are computed once.
+
+    alive: the storages that outlive the call's share in the step, so that an address stands for one tensor.
+    """
+
+    alive: frozenset[int]
+    _found: dict[tuple[Any, ...], tuple[Tensor, KindRows]] = field(default_factory=dict)
+
+    def plus(self, have: KindRows | None, rows: Tensor, cells: Tensor) -> KindRows:
+        """`have` and more rows; None stands for no rows yet."""
+        before = KindRows(rows.shape[1]) if have is None else have
+        if rows.untyped_storage().data_ptr() not in self.alive:
+            return before.plus(rows, cells)
+        key = (id(have), rows.data_ptr(), tuple(rows.shape), rows.stride(), rows.dtype, rows.is_conj())
+        if key not in self._found or not torch.equal(self._found[key][0], cells):
+            self._found[key] = (cells, before.plus(rows, cells))
+        return self._found[key][1]
+
+
+@dataclass
+class LookupRows:
+    """One-hot rows, never formed: their singular values are the square roots of how often each index was used."""
+
+    height: int
+    counts: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, indices: Tensor, cells: Tensor) -> None:
+        for cell in torch.unique(cells).tolist():
+            count = torch.bincount(indices[cells == cell], minlength=self.height)
+            self.counts[cell] = self.counts[cell] + count if cell in self.counts else count
