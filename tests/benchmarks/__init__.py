@@ -1,1 +1,1 @@
-"""What tracing costs, as ratios to the same step untraced. Run by hand; nothing here is a test."""
+"""What tracing costs, as ratios to the same step untraced: `make bench`, or `python -m tests.benchmarks`. No test."""
