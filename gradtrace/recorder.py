@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from gradtrace import __version__
 from gradtrace.adapters import Adapter, registry
+from gradtrace.cadence import Cadence, checked_cadence
 from gradtrace.errors import CaptureError, GradtraceError
 from gradtrace.finish import infos, judge, step_row
 from gradtrace.measure import checked_coupling, checked_keep
@@ -25,7 +27,7 @@ from gradtrace.probing import measure_batches
 from gradtrace.selection import checked_kinds, select
 from gradtrace.session import Session, constants_of
 from gradtrace.settings import Settings
-from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
+from gradtrace.store.rows import KINDS, ParameterInfo
 from gradtrace.store.writer import RunWriter
 from gradtrace.survey import Memory
 
@@ -35,6 +37,7 @@ def record(
     path: str | os.PathLike[str],
     *,
     every: int = 1,
+    budget: float | None = None,
     kinds: Sequence[str] = KINDS,
     keep: int | None = 64,
     parameters: str | Sequence[str] | None = None,
@@ -49,12 +52,14 @@ def record(
     Use it as a context manager. Training is untouched: parameters after n recorded steps are bitwise those of n steps
     without it. Stored are the raw sums as they enter `p.grad`; a `torch.amp.GradScaler` given as `scaler=` has its
     scale divided out. `attrs`: anything JSON-serialisable about the run. The other arguments are those of `spectra`.
+
+    budget: instead of `every`, the fraction of the training time that tracing may add, above 0 and at most 1. The first
+    thirty-odd steps calibrate a cadence, which is then fixed, and stored as the run's `every`.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise CaptureError(f"every={every!r} must be a whole number of steps, 1 or more.")
+    cadence = checked_cadence(every, budget)
     settings = Settings(checked_kinds(kinds), sample_dim, checked_coupling(coupling))
     return Recorder(
-        model, path, every, settings, checked_keep(keep), parameters, registry(adapters), scaler, attrs or {}
+        model, path, cadence, settings, checked_keep(keep), parameters, registry(adapters), scaler, attrs or {}
     )
 
 
@@ -81,10 +86,10 @@ class Recorder:
     """Records one run. See `record`."""
 
     def __init__(
-        self, model: nn.Module, path: str | os.PathLike[str], every: int, settings: Settings, keep: int | None,
+        self, model: nn.Module, path: str | os.PathLike[str], cadence: Cadence, settings: Settings, keep: int | None,
         parameters: str | Sequence[str] | None, adapters: Any, scaler: Any, attrs: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self._model, self._every, self._settings, self._keep = model, every, settings, keep
+        self._model, self._cadence, self._settings, self._keep = model, cadence, settings, keep
         _, self._excluded = select(model, parameters)
         self._patterns, self._adapters, self._scaler = parameters, adapters, scaler
         self._memory = Memory()
@@ -105,7 +110,7 @@ class Recorder:
             "torch": torch.__version__,
             "seed": torch.initial_seed(),
             "model": type(self._model).__name__,
-            "every": self._every,
+            **self._cadence.attrs(),
             "coupling": self._settings.coupling,
             "excluded": self._excluded,
         }
@@ -139,12 +144,13 @@ class Recorder:
         self._check_open()
         number = next(self._count)
         self._next = number + 1
-        if number % self._every:
+        if not self._is_due(number):
             yield Step(None)
             return
+        began = time.perf_counter()
         traced, _ = select(self._model, self._patterns)  # parameters may have been frozen or freed since
         session = Session(self._model, traced, constants_of(self._model), self._settings, self._memory, self._adapters)
-        began, constants = time.perf_counter(), len(self._memory.transparent)
+        constants = len(self._memory.transparent)
         self._running = True
         try:
             session.begin_batch(groups)
@@ -156,6 +162,16 @@ class Recorder:
             self._running = False
             session.close()
             session.discard()
+
+    def _is_due(self, number: int) -> bool:
+        """Whether this step, which begins now, is recorded; says so when that has settled a cadence."""
+        calibrating = self._cadence.calibrating
+        if calibrating:  # only then: a lap is to hold what it began
+            _synchronize(self._model)
+        due = self._cadence.begin(number)
+        if calibrating and not self._cadence.calibrating:
+            self._writer.update_attrs(self._cadence.attrs())
+        return due
 
     def _finish(
         self, session: Session, number: int, epoch: float | None, scalars: Mapping[str, float], began: float
@@ -172,8 +188,11 @@ class Recorder:
         )
         session.memory.steps += 1
         self._describe(infos(session))
-        cost = {**row.cost, "step": time.perf_counter() - began, "waited": self._waited}
-        self._waited = self._writer.append(_with_cost(row, cost))
+        tracing = {**row.cost, "waited": self._waited}
+        laps = {"plain": self._cadence.plain, "period": self._cadence.period}
+        cost = {**tracing, "step": time.perf_counter() - began, **laps}
+        self._waited = self._writer.append(replace(row, cost=cost))
+        self._cadence.traced(sum(tracing.values()))
 
     def _describe(self, found: Iterable[ParameterInfo]) -> None:
         for info in found:
@@ -203,6 +222,11 @@ class Recorder:
         one batch, or labels of the whole set in order. training: the mode the model is run in, stored.
         """
         self._check_open()
+        with self._cadence.paused():
+            self._probe(name, batches, loss_fn, groups, inputs, training)
+
+    def _probe(self, name: str, batches: Any, loss_fn: Any, groups: Any, inputs: Any, training: bool) -> None:
+        began = time.perf_counter()
         memory = self._probe_memories.setdefault(name, Memory(label_types=self._memory.label_types))
         session, n_samples = measure_batches(
             self._model, batches, loss_fn, groups=groups, inputs=inputs, training=training,
@@ -212,7 +236,8 @@ class Recorder:
         memory.steps += 1
         self._describe(i for i in infos(session) if i.name not in self._infos)
         self._writer.update_attrs({f"probe/{name}": {"training": training, "samples": n_samples}})
-        self._writer.append(row, stream=f"probe/{name}")
+        cost = {**row.cost, "probe": time.perf_counter() - began}
+        self._writer.append(replace(row, cost=cost), stream=f"probe/{name}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -224,7 +249,9 @@ class Recorder:
             )
 
 
-def _with_cost(row: StepRow, cost: Mapping[str, float]) -> StepRow:
-    from dataclasses import replace
-
-    return replace(row, cost=dict(cost))
+def _synchronize(model: nn.Module) -> None:
+    """Waits for the accelerator that the model is on, if any: its work is put off, and would be taken for no work."""
+    accelerator = torch.accelerator.current_accelerator()
+    for device in {p.device for p in model.parameters()}:
+        if accelerator is not None and device.type == accelerator.type:
+            torch.accelerator.synchronize(device)

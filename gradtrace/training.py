@@ -28,7 +28,7 @@ def train_study(
 ) -> int:
     """The number of optimizer steps taken while training the study's model and recording it at `path`.
 
-    record: options of `gradtrace.record` (every, kinds, keep, parameters). tick(loss, total) is called after each step;
+    record: options of `gradtrace.record` (every, budget, kinds, ...). tick(loss, total) is called after each step;
     total is the number of steps of all epochs, or None while it is not known.
     """
     place = _device(device)

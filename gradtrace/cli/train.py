@@ -33,6 +33,12 @@ A STUDY is path/to/file.py or package.module with these functions:
     "--every", type=click.IntRange(min=1), default=1, show_default=True, help="Record every K-th step.", metavar="K"
 )
 @click.option(
+    "--budget",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="FRACTION",
+    help="Instead of --every: choose a K for which recording adds less than this fraction to the training time.",
+)
+@click.option(
     "--kind",
     "kinds",
     type=click.Choice(KINDS),
@@ -71,6 +77,7 @@ def command(study: str, run: Path | None, epochs: int, **options: Any) -> None:
     from gradtrace.study import load_study
     from gradtrace.training import train_study
 
+    recording = _recording(options)
     loaded = load_study(study)
     path = run or Path(f"{loaded.name}.zarr")
     with training_bar() as bar:
@@ -79,7 +86,7 @@ def command(study: str, run: Path | None, epochs: int, **options: Any) -> None:
         def tick(loss: float, total: int | None) -> None:
             bar.update(line, advance=1, total=total, loss=f"loss {loss:.4g}")
 
-        steps = train_study(loaded, path, epochs=epochs, tick=tick, **_recording(options))
+        steps = train_study(loaded, path, epochs=epochs, tick=tick, **recording)
     click.echo(f"Trained for {steps} steps and recorded {path}. Next:\n  gradtrace info {path}", err=True)
 
 
@@ -87,4 +94,6 @@ def _recording(options: dict[str, Any]) -> dict[str, Any]:
     """The options in the library's terms: what was not given keeps the library's default."""
     kinds, parameters = options.pop("kinds"), options.pop("parameters")
     options["keep"] = options["keep"] or None
+    if options["budget"] is not None and options["every"] != 1:
+        raise click.UsageError("--every and --budget each say how often to record: give one of them.")
     return options | ({"kinds": kinds} if kinds else {}) | ({"parameters": parameters} if parameters else {})

@@ -1,4 +1,4 @@
-"""What a run holds, counted: per parameter, per status, and what tracing cost."""
+"""What a run holds, counted: per parameter and per status, and the whole of what is to be said about it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gradtrace.store.cost import cost_summary
 from gradtrace.store.reader import Run
 from gradtrace.store.rows import Status
 from gradtrace.store.schema import OWNER_RESIDUAL, RESIDUAL, status_variable
 from gradtrace.store.stream import Stream
-
-WHOLE_STEP = "step"
 
 
 def parameter_rows(run: Run, stream: Stream) -> list[dict[str, Any]]:
@@ -80,21 +79,6 @@ def _tolerance(run: Run, name: str) -> float:
     return float(stated) if isinstance(stated, int | float) else float("nan")
 
 
-def cost_summary(stream: Stream) -> dict[str, float]:
-    """Seconds over all recorded steps: each part of tracing, their sum, and what share of the steps' time that is.
-
-    A part called `step` is the time of the whole step, training included.
-    """
-    seconds = np.nansum(stream.per_step("cost"), axis=0)
-    parts = dict(zip(stream.cost_parts, map(float, seconds), strict=True))
-    whole = parts.pop(WHOLE_STEP, 0.0)
-    if not parts:
-        return {}
-    tracing = float(sum(parts.values()))
-    share = {"recorded steps": whole, "tracing / recorded steps": tracing / whole} if whole else {}
-    return {**parts, "tracing": tracing, **share}
-
-
 def run_summary(run: Run) -> dict[str, Any]:
     """What was run, how it was measured, and what came of it, as nested plain data."""
     stream = run.stream()
@@ -116,7 +100,7 @@ def run_summary(run: Run) -> dict[str, Any]:
         "not grouped": _reasons(run),
         "worst audits": worst_audits(run, stream),
         "status": status_counts(run, stream),
-        "cost in seconds": cost_summary(stream),
+        **cost_summary(run),
     }
 
 

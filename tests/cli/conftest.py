@@ -14,6 +14,7 @@ from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, Ste
 from gradtrace.store.writer import RunWriter
 from tests.store.samples import infos, parameter_row, step_row
 
+COST = {"reduce": 0.5, "decompose": 0.25, "step": 2.0, "plain": 2.5, "period": 3.5}
 NAMES = ("encoder.fc1.weight", "encoder.fc1.bias", "head.weight")
 
 
@@ -37,7 +38,7 @@ def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = {"torch": "2.13.0", "seed": 7, "dtype": "float32"}
     with RunWriter(path, attrs=about, kinds=KINDS, keep=64, parameters=[*infos(NAMES), unseen]) as writer:
         for step in range(0, 40, 2):
-            writer.append(step_row(step, NAMES, cost={"reduce": 0.5, "decompose": 0.25, "step": 2.0}))
+            writer.append(step_row(step, NAMES, cost=COST))
         broken = {"head.weight": unmeasurable_row()}
         writer.append(StepRow(40, ("all", "diagnosis=SZ"), np.array([4, 0]), broken, epoch=4.0))
         writer.append(step_row(7, NAMES[:1], groups=("all",)), stream="probe/val")

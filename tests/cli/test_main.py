@@ -168,8 +168,12 @@ def test_info_tells_what_was_run_and_what_it_cost(cli: Cli, run_path: Path) -> N
         "decompose": 5.0,
         "tracing": 15.0,
         "recorded steps": 40.0,
-        "tracing / recorded steps": 0.375,
     }
+    per_step = summary["cost per recorded step"]
+    assert per_step == {"tracing": 0.75, "step": 2.0, "plain": 2.5, "period": 3.5, "added": 1.0}
+    assert summary["cost as a fraction"]["of recorded steps"] == 0.375
+    assert summary["cost as a fraction"]["of training time"] == 20 * 1.0 / (41 * 2.5)
+    assert summary["cadence"] == {}
     shown = cli("info", run_path).stdout
     assert "residual.parameter" in shown
     assert "head.weight" in shown

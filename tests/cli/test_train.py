@@ -83,6 +83,22 @@ def test_options_reach_the_recorder(study: Path) -> None:
     assert set(run.attrs["excluded"]) == {"2.weight", "2.bias"}
 
 
+def test_a_budget_reaches_the_recorder(study: Path) -> None:
+    assert invoke(study.name, "--epochs", "10", "--budget", "0.5").exit_code == 0
+    attrs = gt.open_run("sites_study.zarr").attrs
+    assert attrs["budget"] == 0.5
+    assert attrs["every"] >= 1
+    assert attrs["calibration"]["steps"] == 31
+
+
+@pytest.mark.parametrize("words", [("--budget", "0"), ("--budget", "1.5"), ("--every", "3", "--budget", "0.1")])
+def test_a_budget_that_cannot_be_is_wrong_usage(study: Path, words: tuple[str, ...]) -> None:
+    result = invoke(study.name, *words)
+    assert result.exit_code == 2
+    assert "--budget" in result.stderr
+    assert not Path("sites_study.zarr").exists()
+
+
 def test_training_is_that_of_a_plain_loop(study: Path) -> None:
     made: list[torch.nn.Module] = []
     loaded = load_study(study.name)
@@ -176,6 +192,7 @@ def test_help_names_every_option_and_what_a_study_is() -> None:
         "--output",
         "--epochs",
         "--every",
+        "--budget",
         "--kind",
         "--keep",
         "--parameters",
