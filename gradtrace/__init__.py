@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gradtrace.graph import OpGraph
     from gradtrace.inputs import Inputs
     from gradtrace.measure import spectra, trace
+    from gradtrace.planned import Plan
+    from gradtrace.planning import plan
     from gradtrace.recorder import Recorder, record
     from gradtrace.store.reader import Run, open_run
 
@@ -20,9 +22,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Inputs": "gradtrace.inputs",
     "OpGraph": "gradtrace.graph",
+    "Plan": "gradtrace.planned",
     "Recorder": "gradtrace.recorder",
     "Run": "gradtrace.store.reader",
     "open_run": "gradtrace.store.reader",
+    "plan": "gradtrace.planning",
     "record": "gradtrace.recorder",
     "spectra": "gradtrace.measure",
     "trace": "gradtrace.measure",
@@ -32,11 +36,13 @@ __all__ = [
     "GradtraceError",
     "Inputs",
     "OpGraph",
+    "Plan",
     "Recorder",
     "Run",
     "__version__",
     "func",
     "open_run",
+    "plan",
     "record",
     "spectra",
     "trace",
@@ -44,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # No module may bear a public function's name (`record`, `spectra`, `trace`): its import would shadow the function.
+    # No module may bear a public function's name (`plan`, `record`, `spectra`, ...): its import would shadow it.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     if name == "func":

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import double, is_exact, singular_values
+from gradtrace.decompose.dense import is_exact
 from gradtrace.decompose.factored import SmallFactors
-from gradtrace.decompose.gram import rounded_singular_values
+from gradtrace.decompose.gram import rounded_problem
+from gradtrace.decompose.problem import Problem, summed_problem
 from gradtrace.factors import LookupFactors, Norms
 from gradtrace.kinds import KindRows, LookupRows, Shared
 
@@ -117,32 +118,20 @@ class ParameterSum:
 
     def add_power(self, norms: Norms, cells: Tensor) -> None:
         """Adds the squared norms behind the rounding bound eps |A_g| |D_g|."""
-        for cell in torch.unique(cells).tolist():
-            here = cells == cell
-            a, d = self.power.get(cell, (0.0, 0.0))
-            more = [float(n[here].square().sum()) for n in (norms.activation, norms.adjoint)]
-            self.power[cell] = (a + more[0], d + more[1])
+        most = int(cells.max()) + 1 if len(cells) else 0
+        squares = [torch.bincount(cells, n.square(), minlength=most) for n in (norms.activation, norms.adjoint)]
+        for cell, (a, d) in enumerate(torch.stack(squares, 1).tolist()):
+            before = self.power.get(cell, (0.0, 0.0))
+            self.power[cell] = (before[0] + a, before[1] + d)
 
-    def spectrum_of(self, cells: Sequence[int], small: SmallFactors | None) -> Tensor:
-        """Singular values of the gradient summed over `cells`."""
+    def problem(self, cells: Sequence[int], small: SmallFactors | None) -> Problem | None:
+        """The singular values of the gradient summed over `cells`; None if nothing was gathered of them."""
         if small is not None:
-            return small.spectrum(torch.isin(small.cells, torch.as_tensor(cells, device=small.cells.device)))
-        present = [self.gradient.dense[c] for c in cells if c in self.gradient.dense]
+            return small.problem(cells)
+        present = [self.gradient.dense[c].reshape(self.gradient.sides) for c in cells if c in self.gradient.dense]
         if not present:
-            return torch.zeros(0, dtype=torch.float64)
-        total = sum(map(double, present[1:]), double(present[0])).reshape(self.gradient.sides)
-        exact = all(is_exact(one.dtype) for one in present)
-        return singular_values(total) if exact else rounded_singular_values(total)
-
-    def kind_spectrum(self, kind: str, cells: Sequence[int]) -> Tensor:
-        """Singular values of the rows of `kind` that belong to `cells`."""
-        have = getattr(self, kind)
-        if isinstance(have, LookupRows):
-            counts = [have.counts[c] for c in cells if c in have.counts]
-            if not counts:
-                return torch.zeros(0, dtype=torch.float64)
-            return sum(counts[1:], counts[0]).double().sqrt().sort(descending=True).values
-        return have.spectrum(cells)
+            return None
+        return summed_problem(present) if all(is_exact(one.dtype) for one in present) else rounded_problem(present)
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,15 +85,21 @@ class Audit:
 def _residual(total: ParameterSum, reference: Tensor, negligible: float) -> float:
     """Estimated from products with a few orthonormal random vectors, so that no gradient need be formed."""
     sides = total.gradient.sides
-    columns = min(PROBES, sides[1])
-    wide = torch.complex128 if reference.is_complex() else torch.float64
-    drawn = torch.randn(sides[1], columns, generator=torch.Generator().manual_seed(sides[1]), dtype=torch.float64)
-    probes = torch.linalg.qr(drawn).Q.to(device=reference.device, dtype=wide)
-    expected = reference.reshape(sides).to(wide) @ probes
-    size = float(torch.linalg.vector_norm(total.gradient.times(probes).to(wide) - expected))
-    size *= (sides[1] / columns) ** 0.5
+    dtype = torch.promote_types(reference.dtype, torch.float32)  # as exact as the gradient itself
+    probes = _probes(sides[1], dtype, reference.device)
+    expected = reference.reshape(sides).to(dtype) @ probes
+    size = float(torch.linalg.vector_norm(total.gradient.times(probes).to(dtype) - expected))
+    size *= (sides[1] / probes.shape[1]) ** 0.5
     floor = total.scale if total.scale > 0 else max(_mass(total), negligible)  # no scale where no factors are known
     return size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
+
+
+@functools.lru_cache(maxsize=64)
+def _probes(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(side, a few) orthonormal random vectors, the same every time."""
+    generator = torch.Generator().manual_seed(side)
+    drawn = torch.randn(side, min(PROBES, side), generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(drawn).Q.to(device=device, dtype=dtype)
 
 
 def _mass(total: ParameterSum) -> float:

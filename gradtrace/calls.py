@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,7 @@ def owner_rows(name: str, owners: Tensor, axes: tuple[int, ...], shape: tuple[in
     return kept.expand(shape).reshape(-1)
 
 
+@functools.lru_cache(maxsize=4096)
 def name_of(function: Callable[..., Any]) -> str:
     """A function's own name; for an op of a library, in whichever form it is called, `library::op`."""
     function = getattr(function, "_opoverload", function)  # what `torch.library.custom_op` returns holds an overload

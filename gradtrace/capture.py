@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
-from gradtrace.adapters import NotingAdapter, Registry
+from gradtrace.adapters import Registry, is_noting
 from gradtrace.bypass import NODE, Bypass
 from gradtrace.calls import OpCall, meta_like, name_of
 from gradtrace.composite import enterable, entered
@@ -362,9 +362,7 @@ def _notes(func: Callable[..., Any], args: Any, kwargs: Any, operands: list[Oper
     """What adapters note just before the call, by their names."""
     first = {o.adapter.name: o for o in reversed(operands) if o.adapter}
     return {
-        name: o.adapter.note(OpCall(func, args, kwargs, o.path))
-        for name, o in first.items()
-        if isinstance(o.adapter, NotingAdapter)
+        name: o.adapter.note(OpCall(func, args, kwargs, o.path)) for name, o in first.items() if is_noting(o.adapter)
     }
 
 

@@ -15,8 +15,12 @@ from gradtrace.advice import Case, advice_on, advice_on_untrained, notes_on_batc
 from gradtrace.errors import AdapterError
 from gradtrace.evidence import GraphFacts, Use, is_zero, mixed_rows, uses_in
 from gradtrace.finish import infos
+from gradtrace.graphing import graph_of
 from gradtrace.groups import ALL
 from gradtrace.measure import _traced, checked_coupling
+from gradtrace.planned import Plan, costs_of
+from gradtrace.planning import plan
+from gradtrace.rates import Rates
 from gradtrace.rehearsal import Subject, plain_step
 from gradtrace.selection import select
 from gradtrace.session import Session
@@ -74,7 +78,8 @@ class ParameterCheck:
 class Checkup:
     """What was found in a study. Plain data.
 
-    groups: the groups of the first batch and their numbers of samples. notes: on the batches and the adapters.
+    groups: the groups of the first batch and their numbers of samples. notes: on the batches and the adapters. plan: of
+    a step like the first. step_seconds: what the first batch took untraced, forward and backward.
     """
 
     study: str
@@ -83,6 +88,8 @@ class Checkup:
     groups: Mapping[str, int]
     parameters: tuple[ParameterCheck, ...]
     notes: tuple[str, ...]
+    plan: Plan
+    step_seconds: float
 
     @property
     def ok(self) -> bool:
@@ -119,6 +126,11 @@ class Checkup:
         return f"The first batch, in training mode: {samples}{f' ({groups})' if groups else ''}, loss {self.loss:.4g}."
 
     @property
+    def costs(self) -> tuple[str, ...]:
+        """What recording all kinds will cost, one line each: time, the dearest decompositions, memory and store."""
+        return costs_of(self.plan, self.step_seconds)
+
+    @property
     def summary(self) -> str:
         """One line: how many parameters, the share of factored elements, the verdict."""
         failed = [row for row in self.parameters if row.failed]
@@ -137,12 +149,13 @@ class Checkup:
 
 def examine(
     study: Study, *, parameters: str | Sequence[str] | None = None, coupling: str = "rows",
-    sample_dim: int | None = None, adapters: Adapters = None, device: str = "auto",
+    sample_dim: int | None = None, adapters: Adapters = None, device: str = "auto", rates: Rates | None = None,
 ) -> Checkup:  # fmt: skip
     """How every parameter of the study's model will be measured, from one step on its first batch, in training mode.
 
     Runs one plain step and one or more traced ones, on substitutes for parameters and buffers: nothing is trained, and
-    the random state is left as it was. The options are those of `gradtrace.record` and `gradtrace train`.
+    the random state is left as it was. The options are those of `gradtrace.record` and `gradtrace train`; `rates`, of
+    `gradtrace.rates.measured_rates`, let the plan tell seconds.
     Raises StudyError where the study's own code fails, naming the function and the line.
     """
     settings = Settings(KINDS, sample_dim, checked_coupling(coupling))
@@ -150,8 +163,8 @@ def examine(
         subject = Subject.of(study, _device(device))
         with attributes_kept(subject.model):
             subject.model.train()
-            facts, loss = plain_step(subject, parameters)
-            session = _traced_step(subject, parameters, settings, adapters)
+            facts, loss, seconds = plain_step(subject, parameters)
+            session = _traced_step(subject, parameters, settings, adapters, sized=True)
             suspects = _suspects(subject, parameters, settings, adapters, session)
     cells = session.cells
     return Checkup(
@@ -161,13 +174,21 @@ def examine(
         groups={name: cells.n_samples(of) for name, of in cells.groups().items()},
         parameters=tuple(_rows(subject.model, parameters, session, facts, suspects)),
         notes=tuple(_notes(subject, loss, session, adapters)),
+        plan=plan(graph_of(session, {}), subject.groups, rates=rates),
+        step_seconds=seconds,
     )
 
 
 def _traced_step(
-    subject: Subject, patterns: str | Sequence[str] | None, settings: Settings, adapters: Adapters
+    subject: Subject,
+    patterns: str | Sequence[str] | None,
+    settings: Settings,
+    adapters: Adapters,
+    *,
+    sized: bool = False,
 ) -> Session:
-    return _traced(subject.model, subject.inputs, subject.groups, patterns, settings, adapters, subject.loss)
+    given, loss = (subject.inputs, subject.groups), subject.loss
+    return _traced(subject.model, *given, patterns, settings, adapters, loss, sized=sized)
 
 
 def _suspects(

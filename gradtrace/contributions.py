@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.adapters import JointAdapter
+from gradtrace.adapters import is_joint
 from gradtrace.calls import Adjoint, Path, RowsCutError
 from gradtrace.errors import AdapterError
 from gradtrace.factors import Factors
@@ -61,7 +61,7 @@ def contributions(op: Op, adjoints: Mapping[int, Adjoint]) -> list[Factored | Lo
             found.append(Factored(operand, min(adjoints), together[operand.path]))
             continue
         for output, adjoint in adjoints.items():
-            alone = operand.adapter is not None and usable and not isinstance(operand.adapter, JointAdapter)
+            alone = operand.adapter is not None and usable and not is_joint(operand.adapter)
             factors = _factors(op, output, operand, adjoint) if alone else None
             if factors is not None:
                 found.append(Factored(operand, output, factors))
@@ -74,7 +74,7 @@ def contributions(op: Op, adjoints: Mapping[int, Adjoint]) -> list[Factored | Lo
 def _joint(op: Op, adjoints: Mapping[int, Adjoint]) -> dict[Path, Factors]:
     """The factors of every operand whose adapter takes all outputs together."""
     found: dict[Path, Factors] = {}
-    adapters = [o.adapter for o in op.operands if isinstance(o.adapter, JointAdapter)]
+    adapters = [o.adapter for o in op.operands if is_joint(o.adapter)]
     for adapter in {id(a): a for a in adapters}.values():
         operands = [o for o in op.operands if o.adapter is adapter]
         first = min(adjoints)

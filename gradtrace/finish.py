@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from gradtrace.audit import suspicion, tolerance
+from gradtrace.decompose.dense import all_finite
 from gradtrace.gather import Rung
 from gradtrace.metrics import RANK_RULE
 from gradtrace.session import Session
-from gradtrace.store.rows import ParameterInfo, ParameterRow, StepRow
-from gradtrace.summarise import GroupsOfStep, summarise
+from gradtrace.store.rows import ParameterInfo, StepRow
+from gradtrace.summarise import GroupsOfStep, Summary, summarise
 
 
 def judge(session: Session) -> None:
@@ -22,7 +22,7 @@ def judge(session: Session) -> None:
     memory = session.memory
     for name in session.audit.reference:
         residual = session.audit.residuals.get(name)
-        overflown = not bool(torch.isfinite(session.audit.reference[name]).all())
+        overflown = not all_finite(session.audit.reference[name])
         if residual is None or overflown or residual <= tolerance_of(session, name):  # NaN is no pass
             continue
         if "global" in session.gathered.rungs[name].names:
@@ -39,11 +39,8 @@ def step_row(session: Session, *, step: int, keep: int | None, loss_scale: float
     cells = session.cells.groups()
     counts = np.array([session.cells.n_samples(c) for c in cells.values()], dtype=np.int64)
     groups = GroupsOfStep(cells, counts, session.cells.n_cells)
-    parameters = {
-        name: _row(session, name, groups, keep, loss_scale)
-        for name in session.parameters
-        if name in session.audit.reference or name in session.gathered.sums
-    }
+    measured = [n for n in session.parameters if n in session.audit.reference or n in session.gathered.sums]
+    parameters = summarise({name: _summary(session, name, groups, keep, loss_scale) for name in measured})
     session.cost["decompose"] = time.perf_counter() - began
     loss = float("nan") if session.loss is None else float(session.loss) / loss_scale
     return StepRow(
@@ -57,7 +54,7 @@ def step_row(session: Session, *, step: int, keep: int | None, loss_scale: float
     )
 
 
-def _row(session: Session, name: str, groups: GroupsOfStep, keep: int | None, loss_scale: float) -> ParameterRow:
+def _summary(session: Session, name: str, groups: GroupsOfStep, keep: int | None, loss_scale: float) -> Summary:
     ungrouped = is_ungrouped(session, name)
     total = session.gathered.sum_of(name)
     if ungrouped and name in session.audit.reference:
@@ -65,7 +62,7 @@ def _row(session: Session, name: str, groups: GroupsOfStep, keep: int | None, lo
         total = session.gathered.sum_of(name)
         total.gradient.add_dense({session.cells.OWNERLESS: session.audit.reference[name]})
         total.scale = float("nan")
-    return summarise(
+    return Summary(
         total,
         groups,
         kinds=session.settings.kinds,

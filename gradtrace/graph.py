@@ -10,19 +10,52 @@ import networkx as nx
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How large the factors of one parameter in one op are. Plain data.
+
+    form: `outer` (a product of rows), `lookup`, `elements`, `batched` or `product`, where an adapter factors the op,
+    and `local` where none does. direct: whether the parameter itself enters the op, index moves aside.
+    rows: of A and D. activation, adjoint: their numbers of columns; of a lookup's A the height of its table; None where
+    there is no such matrix. owned: whether rows have owners. dtype: of the adjoint.
+    """
+
+    op: str
+    parameter: str
+    form: str
+    direct: bool
+    rows: int
+    activation: int | None
+    adjoint: int | None
+    owned: bool
+    dtype: str
+
+    def __str__(self) -> str:
+        matrices = [
+            f"{letter} {self.rows}x{width}"
+            for letter, width in (("A", self.activation), ("D", self.adjoint))
+            if width is not None
+        ]
+        return f"{self.parameter}: {' '.join([self.form, *matrices, self.dtype])}"
+
+
+@dataclass(frozen=True)
 class OpGraph:
     """The parameterized ops of one forward pass.
 
     nx: a directed graph; nodes are ops, named `module:function` (`#2`, `#3` for later calls), with the attributes
-        `parameters`, `function`, `module`, `adapter`, `rung`, `input_shape`, `output_shape`, `ownership`, `coupled`;
-        edges follow the flow of data from op to op.
+        `parameters`, `function`, `module`, `adapter`, `rung`, `input_shape`, `output_shape`, `ownership`, `coupled`,
+        `factors`; edges follow the flow of data from op to op.
     excluded: parameters that are not traced, and why.
-    measured: per parameter how it will be measured (`rung`, `ops`, `adapters`, `ownership`, `reason`, `kinds`).
+    measured: per parameter how it will be measured (`rung`, `ops`, `adapters`, `ownership`, `reason`, `kinds`, and
+        in `shared` the parameter that has the same activations or adjoints).
+    sizes: of the factors, per op and parameter, in the order in which adjoints came. n_samples: in the traced batch.
     """
 
     nx: nx.DiGraph
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
+    sizes: tuple[Sizes, ...] = ()
+    n_samples: int | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per parameter of an op, in the order of the forward pass."""
@@ -45,13 +78,14 @@ class OpGraph:
         return found
 
     def __str__(self) -> str:
-        lines = _table(self.rows(), ("parameter", "op", "adapter", "shape", "output", "rung", "ownership"))
+        lines = table(self.rows(), ("parameter", "op", "adapter", "shape", "output", "rung", "ownership"))
         lines += [f"excluded: {name} ({why})" for name, why in self.excluded.items()]
         lines += [f"{name}: {i['rung']}, {i['reason']}" for name, i in self.measured.items() if i.get("reason")]
         return "\n".join(lines)
 
 
-def _table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
+def table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
+    """Lines of text, the first with the columns' names."""
     body = [[str(row[c]) for c in columns] for row in rows]
     widths = [max([len(c), *(len(line[i]) for line in body)]) for i, c in enumerate(columns)]
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -146,11 +146,7 @@ class Cells:
             joint = list(zip(*labels.of.values(), strict=True))
         of_sample = [self._cells.setdefault(key, len(self._cells) + 1) for key in joint]
         if len(self._cells) > MOST_CELLS:
-            sizes = {g: len({key[i] for key in self._cells}) for i, g in enumerate(self.groupings)}
-            raise GroupError(
-                f"The groupings cut the samples into more than {MOST_CELLS} cells; numbers of labels: {sizes}. "
-                "Leave out the grouping with the most labels, or merge its labels."
-            )
+            refuse_cells({g: len({key[i] for key in self._cells}) for i, g in enumerate(self.groupings)})
         if count:
             for cell in of_sample:
                 self.counts[cell] = self.counts.get(cell, 0) + 1
@@ -172,6 +168,15 @@ class Cells:
 
     def n_samples(self, cells: Sequence[int]) -> int:
         return sum(self.counts.get(cell, 0) for cell in cells)
+
+
+def refuse_cells(sizes: Mapping[str, int]) -> NoReturn:
+    """Raises what there is to say of more than MOST_CELLS cells; `sizes`: per grouping its number of labels."""
+    most = max(sizes, key=lambda grouping: sizes[grouping])
+    raise GroupError(
+        f"The groupings cut the samples into more than {MOST_CELLS} cells; numbers of labels: {dict(sizes)}. Leave out "
+        f"{most!r}, which has the most labels, or merge its labels."
+    )
 
 
 def group_name(grouping: str, label: Label) -> str:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from gradtrace.decompose.dense import is_exact
-from gradtrace.decompose.few import Few
+from gradtrace.decompose.few import Few, Places
 from gradtrace.decompose.gram import Gram
+from gradtrace.decompose.problem import Problem
 from gradtrace.decompose.tall import Tall
 from gradtrace.decompose.triangle import Triangle
 
@@ -38,8 +39,8 @@ class KindRows:
     ) -> None:
         self.width, self.parts = width, tuple(parts)
         self.folded, self._heights = dict(folded or {}), Counter(heights or {})
-        self._few: tuple[Few, Tensor] | None = None
-        self._spectra: dict[tuple[int, ...], Tensor] = {}
+        self._few: tuple[Few, Places] | None = None
+        self._problems: dict[tuple[int, ...], Problem | None] = {}
 
     def plus(self, rows: Tensor, cells: Tensor) -> KindRows:
         """These and more rows (m, width), of `cells` (m,)."""
@@ -56,13 +57,13 @@ class KindRows:
         return found
 
     def reduce(self) -> None:
-        """Makes them ready for `spectrum`."""
+        """Makes them ready for `problem`."""
         waiting = sum(len(part) for part, _ in self.parts)
         if self.folded or waiting >= self.width:
             self._fold()
         elif waiting and self._few is None:
             parts, cells = zip(*self.parts, strict=True)
-            self._few = Few(torch.cat(parts)), torch.cat(cells)
+            self._few = Few(_together(parts)), Places(_together(cells))
 
     def _fold(self) -> None:
         """Takes what waits to the cells."""
@@ -76,33 +77,36 @@ class KindRows:
     def is_finite(self, cells: Sequence[int]) -> bool:
         """Whether every row of `cells` is, once they are reduced."""
         if self._few is not None:
-            few, of_row = self._few
-            return few.is_finite(_places(of_row, cells))
-        return all(self.folded[c].is_finite() for c in cells if c in self.folded)
+            few, places = self._few
+            return few.is_finite(places.of(cells))
+        return all(self.folded[c].finite for c in cells if c in self.folded)
 
-    def spectrum(self, cells: Sequence[int]) -> Tensor:
-        """Singular values of the rows that belong to `cells`, once they are reduced; computed once."""
+    def problem(self, cells: Sequence[int]) -> Problem | None:
+        """The singular values of the rows that belong to `cells`, once they are reduced; None if there are no rows.
+
+        One and the same every time, so that what is shared is decomposed once.
+        """
         key = tuple(cells)
-        if key not in self._spectra:
-            self._spectra[key] = self._decomposed(cells)
-        return self._spectra[key]
+        if key not in self._problems:
+            self._problems[key] = self._posed(cells)
+        return self._problems[key]
 
-    def _decomposed(self, cells: Sequence[int]) -> Tensor:
+    def _posed(self, cells: Sequence[int]) -> Problem | None:
         if self._few is not None:
-            few, of_row = self._few
-            return few.spectrum(_places(of_row, cells))
+            few, places = self._few
+            index = places.of(cells)
+            return few.problem(index) if index is None or len(index) else None
         found = [self.folded[c] for c in cells if c in self.folded]
-        if not found:
-            return torch.zeros(0, dtype=torch.float64)
-        return type(found[0]).spectrum(found)[: sum(self._heights[c] for c in cells)]
+        most = sum(self._heights[c] for c in cells)
+        return type(found[0]).problem(found, most=most) if found else None
 
 
 def _none(width: int, like: Tensor) -> Tall:
     return Triangle.none(width, like) if is_exact(like.dtype) else Gram.none(width, like)
 
 
-def _places(of_row: Tensor, cells: Sequence[int]) -> Tensor:
-    return torch.isin(of_row, torch.as_tensor(list(cells), device=of_row.device)).nonzero(as_tuple=True)[0]
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _by_cell(rows: Tensor, cells: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -147,3 +151,10 @@ class LookupRows:
         for cell in torch.unique(cells).tolist():
             count = torch.bincount(indices[cells == cell], minlength=self.height)
             self.counts[cell] = self.counts[cell] + count if cell in self.counts else count
+
+    def spectrum(self, cells: Sequence[int]) -> Tensor:
+        """Singular values of the rows that belong to `cells`, descending."""
+        counts = [self.counts[c] for c in cells if c in self.counts]
+        if not counts:
+            return torch.zeros(0, dtype=torch.float64)
+        return sum(counts[1:], counts[0]).double().sqrt().sort(descending=True).values

@@ -22,6 +22,7 @@ from gradtrace.selection import checked_kinds, select
 from gradtrace.session import Session
 from gradtrace.settings import Settings
 from gradtrace.shadow import any_loss
+from gradtrace.sizes import Sizing
 from gradtrace.standin import Standin
 from gradtrace.store.rows import KINDS
 from gradtrace.survey import Memory
@@ -81,7 +82,8 @@ def trace(
     buffers and the random state are left as they were. Every floating-point output counts as reaching the loss.
     """
     _, excluded = select(model, parameters)
-    session = _traced(model, inputs, groups, parameters, Settings(KINDS, sample_dim), adapters, any_loss)
+    settings = Settings(KINDS, sample_dim)
+    session = _traced(model, inputs, groups, parameters, settings, adapters, any_loss, sized=True)
     return graph_of(session, excluded)
 
 
@@ -93,7 +95,10 @@ def _traced(
     settings: Settings,
     adapters: Mapping[str, str] | Sequence[Adapter] | None,
     loss_fn: Callable[[Any], Tensor],
+    *,
+    sized: bool = False,
 ) -> Session:
+    """The judged session of one batch; `sized`: it also notes how large the factors of every op are."""
     select(model, parameters)
     known, given = registry(adapters), Inputs.of(inputs)
 
@@ -104,6 +109,8 @@ def _traced(
         with random_state_kept(), attributes_kept(model):
             standin = Standin(model, parameters)
             session = standin.session(settings, memory, known)
+            if sized:
+                session.gathered = Sizing(session)
             passed(session, groups, lambda: standin.applied(step))
         return session
 

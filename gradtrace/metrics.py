@@ -5,7 +5,8 @@ Every metric takes singular values, descending along the last axis and NaN-padde
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,3 +112,22 @@ METRICS: dict[str, Metric] = {
         Metric("condition", "sigma1 / smallest singular value", "[1, inf]", "2-norm condition number", _condition),
     )
 }
+
+
+def whole_metrics(spectra: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """For each (sigma, floor) the metrics of `WHOLE`, as name -> (spectra,); those of about one width together."""
+    by_width: dict[int, list[int]] = {}
+    for place, (sigma, _) in enumerate(spectra):
+        by_width.setdefault(math.ceil(math.log(max(sigma.shape[-1], 1), 4)), []).append(place)
+    found: list[dict[str, np.ndarray]] = [{} for _ in spectra]
+    for places in by_width.values():
+        own = [spectra[place] for place in places]
+        width, ends = max(sigma.shape[-1] for sigma, _ in own), np.cumsum([len(sigma) for sigma, _ in own])
+        together = np.full((ends[-1], width), np.nan)
+        for (sigma, _), end in zip(own, ends, strict=True):
+            together[end - len(sigma) : end, : sigma.shape[-1]] = sigma
+        floors = np.concatenate([floor for _, floor in own])
+        for name in WHOLE:
+            for place, values in zip(places, np.split(METRICS[name](together, floors), ends[:-1]), strict=True):
+                found[place][name] = values
+    return found

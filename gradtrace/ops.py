@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.adapters import Adapter, JointAdapter
+from gradtrace.adapters import Adapter, is_joint
 from gradtrace.calls import OpCall
 from gradtrace.values import Value
 
@@ -84,7 +84,7 @@ class Op:
     @property
     def joint(self) -> bool:
         """Whether an adapter wants the adjoints of all outputs together."""
-        return len(self.outputs) > 1 and any(isinstance(o.adapter, JointAdapter) for o in self.operands)
+        return len(self.outputs) > 1 and any(is_joint(o.adapter) for o in self.operands)
 
     def call(self, operand: Operand, output: int, owners: Tensor | None) -> OpCall:
         """The call as an adapter sees it, for one operand and one output."""

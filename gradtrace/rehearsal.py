@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,7 @@ from gradtrace.training import _iterable, _model, _moved, _scalar
 from gradtrace.untouched import attributes_kept, random_state_kept
 
 BATCHES = 8  # of so many the labels are looked at; the first is measured
+WARM = 0.5  # seconds: a shorter step is run once more, since the first one also loads libraries
 END = object()
 
 
@@ -107,22 +109,38 @@ def _place(error: Exception) -> str:
     return f" ({last})" if last else f" (in {running})" if running is not None else ""
 
 
-def plain_step(subject: Subject, patterns: str | Sequence[str] | None) -> tuple[GraphFacts, float]:
-    """What the graph of an untraced step tells, and its loss. What fails here is the study's, not the tracing's."""
+def plain_step(subject: Subject, patterns: str | Sequence[str] | None) -> tuple[GraphFacts, float, float]:
+    """What the graph of an untraced step tells, its loss, and the seconds that it takes.
+
+    A short step is run twice, for its time. What fails here is the study's, not the tracing's.
+    """
+    facts, loss, seconds = _plain_step(subject, patterns)
+    if seconds < WARM:
+        seconds = min(seconds, _plain_step(subject, patterns)[2])
+    return facts, loss, seconds
+
+
+def _plain_step(subject: Subject, patterns: str | Sequence[str] | None) -> tuple[GraphFacts, float, float]:
     study, standin, given = subject.study, Standin(subject.model, patterns), subject.inputs
 
-    def step(model: nn.Module) -> tuple[GraphFacts, float]:
+    def step(model: nn.Module) -> tuple[GraphFacts, float, float]:
+        began = time.perf_counter()
         with _told(study, "the forward pass of the model"):
             output = model(*given.args, **given.kwargs)
         with _told(study, "loss(output, batch)"):
             loss = subject.loss(output)
+        forward = time.perf_counter()
         facts = facts_of(loss, standin.leaves)
+        asked = time.perf_counter() - forward
         if loss.requires_grad:  # the traced step says it better where it does not
             with _told(study, "the backward pass from loss(output, batch)"):
                 loss.backward()
-        return facts, float(loss.detach())
+        value = float(loss.detach())
+        if loss.is_cuda:
+            torch.cuda.synchronize(loss.device)
+        return facts, value, time.perf_counter() - began - asked
 
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with random_state_kept(), attributes_kept(subject.model), torch.enable_grad(), eager:
-        found: tuple[GraphFacts, float] = standin.applied(step)
+        found: tuple[GraphFacts, float, float] = standin.applied(step)
     return found

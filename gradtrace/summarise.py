@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradtrace.accumulate import ParameterSum
-from gradtrace.decompose.dense import NotConvergedError
+from gradtrace.decompose.dense import all_finite, double
 from gradtrace.decompose.factored import SmallFactors
+from gradtrace.decompose.lapack import NotConvergedError
+from gradtrace.decompose.problem import Problem
 from gradtrace.kinds import KindRows, LookupRows
-from gradtrace.metrics import METRICS, WHOLE
+from gradtrace.metrics import whole_metrics
+from gradtrace.schedule import Result, solve
 from gradtrace.store.rows import ParameterRow, Status
+
+LEAST = 1e-25  # an inner product in single precision; squares below may have underflown
+Wanted = Problem | Tensor | int | None  # to be decomposed; known already; a status; a matrix of zeros
 
 
 @dataclass(frozen=True)
@@ -25,116 +34,144 @@ class GroupsOfStep:
     n_samples: np.ndarray
     n_cells: int
 
-
-def summarise(
-    total: ParameterSum, groups: GroupsOfStep, *, kinds: Sequence[str], keep: int | None, ungrouped: bool = False,
-    residual: float, owner_residual: float, loss_scale: float = 1.0,
-) -> ParameterRow:  # fmt: skip
-    """The row of one parameter. Spectra are descending, cut to the `keep` largest after the metrics are taken."""
-    small = _small(total)
-    row = _Row(total, groups, keep, ungrouped, 1.0 / loss_scale)
-    for kind in kinds:
-        row.measure(kind, small)
-    return ParameterRow(
-        spectra=row.spectra,
-        metrics=row.metrics,
-        status=row.status,
-        inner_product=_with_norms(
-            _inner_products(total, small, groups, ungrouped) / loss_scale**2, row.metrics.get("gradient", {})
-        ),
-        residual=residual,
-        owner_residual=owner_residual,
-    )
+    @property
+    def of_each(self) -> tuple[Sequence[str], Sequence[Sequence[int]], Sequence[int]]:
+        """Names, cells and numbers of samples."""
+        return list(self.cells), list(self.cells.values()), self.n_samples.tolist()
 
 
-class _Row:
+class Summary:
+    """One parameter's part of a step: first what is to be decomposed for it, then its row.
+
+    Spectra are descending, cut to the `keep` largest after the metrics are taken.
+    """
+
     def __init__(
-        self, total: ParameterSum, groups: GroupsOfStep, keep: int | None, ungrouped: bool, factor: float
-    ) -> None:
-        self.total, self.groups, self.keep, self.ungrouped, self.factor = total, groups, keep, ungrouped, factor
-        self.spectra: dict[str, np.ndarray] = {}
-        self.metrics: dict[str, dict[str, np.ndarray]] = {}
-        self.status: dict[str, np.ndarray] = {}
+        self, total: ParameterSum, groups: GroupsOfStep, *, kinds: Sequence[str], keep: int | None,
+        residual: float, owner_residual: float, ungrouped: bool = False, loss_scale: float = 1.0,
+    ) -> None:  # fmt: skip
+        self._total, self._groups, self._keep, self._ungrouped = total, groups, keep, ungrouped
+        self._residuals, self._scale = (residual, owner_residual), loss_scale
+        self._small = _small(total)
+        self._wanted = {kind: self._posed(kind) for kind in kinds}
+        self._sigma: dict[str, np.ndarray] = {}
+        self._status: dict[str, np.ndarray] = {}
 
-    def measure(self, kind: str, small: SmallFactors | str | None) -> None:
-        status, spectra = [], []
-        have = None if kind == "gradient" else getattr(self.total, kind)
+    @property
+    def problems(self) -> list[Problem]:
+        """What is to be decomposed."""
+        return [one for wanted in self._wanted.values() for one in wanted if isinstance(one, Problem)]
+
+    def _posed(self, kind: str) -> list[Wanted]:
+        """Per group what its spectrum comes from, or the status that says why there is none."""
+        have = None if kind == "gradient" else getattr(self._total, kind)
         if isinstance(have, KindRows):
             have.reduce()
-        for place, (name, cells) in enumerate(self.groups.cells.items()):
-            code, sigma = self._group(kind, name, place, cells, small, have)
-            status.append(code)
-            spectra.append(sigma)
-        self.status[kind] = np.array(status, dtype=np.uint8)
-        padded = _padded(spectra)
-        if kind != "activation":
-            padded = padded * self.factor
-        self.metrics[kind] = self._metrics(kind, padded)
-        self.spectra[kind] = padded if self.keep is None else padded[:, : self.keep]
+        return [self._of_group(kind, have, *group) for group in zip(*self._groups.of_each, strict=True)]
 
-    def _group(
-        self, kind: str, name: str, place: int, cells: Sequence[int], small: Any, have: Any
-    ) -> tuple[int, np.ndarray]:
-        nothing = np.zeros(0)
-        if self.groups.n_samples[place] == 0:
-            return Status.GROUP_ABSENT, nothing
-        if (kind != "gradient" and have is None) or (self.ungrouped and name != "all"):
-            return Status.KIND_ABSENT, nothing
-        if not _finite(kind, self.total, cells, small):
-            return Status.NOT_FINITE, nothing
-        try:
-            if kind == "gradient":
-                sigma = self.total.spectrum_of(cells, small)
-                limit = min(self.total.gradient.sides)
-            else:
-                sigma = self.total.kind_spectrum(kind, cells)
-                limit = have.height if isinstance(have, LookupRows) else have.width
-        except NotConvergedError:
-            return Status.NOT_CONVERGED, nothing
-        values = sigma.cpu().numpy().astype(np.float64)[:limit]
+    def _of_group(self, kind: str, have: Any, name: str, cells: Sequence[int], n_samples: int) -> Wanted:
+        if n_samples == 0:
+            return Status.GROUP_ABSENT
+        if (kind != "gradient" and have is None) or (self._ungrouped and name != "all"):
+            return Status.KIND_ABSENT
+        if not self._is_finite(kind, have, cells):
+            return Status.NOT_FINITE
+        if kind == "gradient":
+            return self._total.problem(cells, self._small)
+        return have.spectrum(cells) if isinstance(have, LookupRows) else have.problem(cells)
+
+    def _is_finite(self, kind: str, have: Any, cells: Sequence[int]) -> bool:
+        if kind == "gradient":  # factors that are decomposed are finite
+            return not self._spoiled.intersection(cells)
+        return not isinstance(have, KindRows) or have.is_finite(cells)
+
+    @cached_property
+    def _spoiled(self) -> frozenset[int]:
+        """The cells whose gradient has entries that are not finite."""
+        return frozenset(c for c, gradient in self._total.gradient.dense.items() if not all_finite(gradient))
+
+    def take(self, solved: Mapping[Problem, Result]) -> None:
+        """Takes the spectra, per kind padded with NaN to (groups, components)."""
+        for kind, wanted in self._wanted.items():
+            found = [self._spectrum(kind, one, solved) for one in wanted]
+            self._status[kind] = np.array([status for status, _ in found], dtype=np.uint8)
+            factor = 1.0 if kind == "activation" else 1.0 / self._scale
+            self._sigma[kind] = _padded([sigma for _, sigma in found]) * factor
+
+    def _spectrum(self, kind: str, wanted: Wanted, solved: Mapping[Problem, Result]) -> tuple[int, np.ndarray]:
+        if isinstance(wanted, int):
+            return wanted, np.zeros(0)
+        result = solved[wanted] if isinstance(wanted, Problem) else wanted
+        if isinstance(result, NotConvergedError):
+            return Status.NOT_CONVERGED, np.zeros(0)
+        limit = self._limit(kind)
+        values = np.zeros(0) if result is None else result.cpu().numpy().astype(np.float64)[:limit]
         if kind == "gradient" and len(values) < limit:  # rank is bounded by the rows: the rest is exactly zero
             values = np.concatenate([values, np.zeros(limit - len(values))])
         return Status.MEASURED, values
 
-    def _metrics(self, kind: str, sigma: np.ndarray) -> dict[str, np.ndarray]:
-        floor = self._rank_floor(kind, sigma)
-        return {name: METRICS[name](sigma, floor) for name in WHOLE}
+    def _limit(self, kind: str) -> int:
+        """The most components that a spectrum of this kind can have."""
+        if kind == "gradient":
+            return min(self._total.gradient.sides)
+        have = getattr(self._total, kind)
+        return have.height if isinstance(have, LookupRows) else have.width
+
+    @property
+    def measured(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per kind the spectra that metrics are taken of, and (groups,) what counts as zero in them."""
+        return [(sigma, self._rank_floor(kind, sigma)) for kind, sigma in self._sigma.items()]
+
+    def row(self, metrics: Sequence[Mapping[str, np.ndarray]]) -> ParameterRow:
+        """The row, with the metrics of each of `measured`."""
+        by_kind = dict(zip(self._sigma, metrics, strict=True))
+        products = _inner_products(self._total, self._small, self._groups, self._ungrouped) / self._scale**2
+        return ParameterRow(
+            spectra={kind: sigma[:, : self._keep] for kind, sigma in self._sigma.items()},
+            metrics=by_kind,
+            status=self._status,
+            inner_product=_with_norms(products, by_kind.get("gradient", {})),
+            residual=self._residuals[0],
+            owner_residual=self._residuals[1],
+        )
 
     def _rank_floor(self, kind: str, sigma: np.ndarray) -> np.ndarray:
         """max(rows, columns) eps sigma1, and never below the rounding bound eps |A_g|_F |D_g|_F of a gradient's sum."""
-        eps = self.total.eps or torch.finfo(self.total.dtype).eps
+        total = self._total
+        eps = total.eps or torch.finfo(total.dtype).eps
         top = sigma[:, 0] if sigma.shape[1] else np.zeros(len(sigma))
-        sides = self.total.gradient.sides if kind == "gradient" else (sigma.shape[1],)
+        sides = total.gradient.sides if kind == "gradient" else (sigma.shape[1],)
         floor = np.nan_to_num(top) * max(sides) * eps
-        if kind != "gradient" or not self.total.power:
+        if kind != "gradient" or not total.power:
             return floor
-        bound = []
-        for cells in self.groups.cells.values():
-            a = sum(self.total.power.get(c, (0.0, 0.0))[0] for c in cells)
-            d = sum(self.total.power.get(c, (0.0, 0.0))[1] for c in cells)
-            bound.append(eps * (a * d) ** 0.5 * self.factor)
-        return np.maximum(floor, np.array(bound))
+        powers = [[total.power.get(c, (0.0, 0.0)) for c in cells] for cells in self._groups.cells.values()]
+        bound = [(sum(a for a, _ in of) * sum(d for _, d in of)) ** 0.5 for of in powers]
+        return np.maximum(floor, eps / self._scale * np.array(bound))
 
 
-def _small(total: ParameterSum) -> SmallFactors | str | None:
-    """The factors decomposed, None where the gradient is dense, or "failed"."""
+def summarise(summaries: Mapping[str, Summary]) -> dict[str, ParameterRow]:
+    """The rows of all parameters of a step: everything is decomposed together, and metrics taken together."""
+    solved = solve([one for summary in summaries.values() for one in summary.problems])
+    for summary in summaries.values():
+        summary.take(solved)
+    measured = [summary.measured for summary in summaries.values()]
+    metrics = iter(whole_metrics(list(itertools.chain.from_iterable(measured))))
+    return {
+        name: summary.row(list(itertools.islice(metrics, len(own))))
+        for (name, summary), own in zip(summaries.items(), measured, strict=True)
+    }
+
+
+def _small(total: ParameterSum) -> SmallFactors | None:
+    """The factors decomposed, or None where the gradient is dense."""
     if not total.gradient.is_factored:
         return None
     parts = total.gradient.parts
-    if not all(bool(torch.isfinite(t).all()) for left, right, _ in parts for t in (left, right)):
+    if not all(all_finite(t) for left, right, _ in parts for t in (left, right)):
         for_cells = total.gradient
         for_cells._fold()  # a group whose rows are finite can still be measured
         return None
     return total.gradient.small()
-
-
-def _finite(kind: str, total: ParameterSum, cells: Sequence[int], small: Any) -> bool:
-    if kind == "gradient":
-        if small is not None:
-            return True
-        return all(bool(torch.isfinite(total.gradient.dense[c]).all()) for c in cells if c in total.gradient.dense)
-    have = getattr(total, kind)
-    return not isinstance(have, KindRows) or have.is_finite(cells)
 
 
 def _inner_products(total: ParameterSum, small: Any, groups: GroupsOfStep, ungrouped: bool) -> np.ndarray:
@@ -147,10 +184,9 @@ def _inner_products(total: ParameterSum, small: Any, groups: GroupsOfStep, ungro
     else:
         between = np.zeros((groups.n_cells, groups.n_cells))
         present = sorted(total.gradient.dense)
-        if present:
-            kind = torch.complex128 if total.dtype.is_complex else torch.float64
-            flat = torch.stack([total.gradient.dense[c].reshape(-1).to(kind) for c in present])
-            between[np.ix_(present, present)] = (flat.conj() @ flat.T).real.cpu().numpy()
+        for one, other in itertools.combinations_with_replacement(present, 2):
+            pair = [total.gradient.dense[c].reshape(total.gradient.sides) for c in (one, other)]
+            between[one, other] = between[other, one] = _inner_product(*pair)
     product = _masked_product(member, between)
     absent = groups.n_samples == 0
     if ungrouped:
@@ -158,6 +194,14 @@ def _inner_products(total: ParameterSum, small: Any, groups: GroupsOfStep, ungro
     product[absent, :] = np.nan
     product[:, absent] = np.nan
     return product
+
+
+def _inner_product(one: Tensor, other: Tensor) -> float:
+    """Its real part: rows in the gradients' own precision, in double precision over rows, or where that overflows."""
+    found = float(torch.linalg.vecdot(one, other).real.double().sum())
+    if LEAST < abs(found) < float("inf"):
+        return found
+    return float(torch.linalg.vecdot(double(one), double(other)).real.sum())
 
 
 def _with_norms(products: np.ndarray, metrics: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -19,13 +19,14 @@ LAYERS = (
     *("errors", "inputs", "metrics", "study", "scaffold"),
     "store",  # rows, and what becomes of them on disk: numpy and zarr
     *("selection", "untouched", "cadence"),
-    *("decompose", "factors", "kinds", "accumulate", "groups", "settings"),  # what a gradient is made of, and whose
+    *("decompose", "schedule", "factors", "kinds", "accumulate", "groups", "settings"),  # a gradient
     *("calls", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
     *("moves", "values", "modules", "composite", "bypass", "ops", "flow", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey", "axes"),  # what a backward pass says about it
     *("gather", "audit", "owner_audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
-    *("graph", "graphing", "probing", "measure", "variables", "func", "recorder"),  # what users call
+    *("graph", "sizes", "graphing", "probing", "measure", "variables", "func", "recorder"),  # what users call
+    *("partition", "rates", "ways", "planned", "planning"),  # what it will take, before it is done
     "door",  # `import gradtrace`: the public names
     "training",
     *("evidence", "advice", "rehearsal", "checkup"),  # what `gradtrace doctor` says

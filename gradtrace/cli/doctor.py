@@ -62,25 +62,39 @@ NAMED = 4  # so many parameters are named beside a piece of advice
     help="Where to run; auto takes CUDA where there is one.",
 )
 @click.option("--only-problems", is_flag=True, help="Only parameters that fail or could be measured better.")
+@click.option("--plan", "planned", is_flag=True, help="What is computed in which way instead, and what each takes.")
 @output_options
 @click.pass_context
 def command(
-    ctx: click.Context, study: str, only_problems: bool, output_format: str, output_path: Path | None, **options: Any
+    ctx: click.Context,
+    study: str,
+    only_problems: bool,
+    planned: bool,
+    output_format: str,
+    output_path: Path | None,
+    **options: Any,
 ) -> None:
     """How each parameter of STUDY will be measured, before training.
 
     Runs the study's first batch with its loss and groups, in training mode, and changes nothing. Per parameter: ops,
-    adapters, rung and why, whose rows are whose, the kinds of spectra, the audits, and what would improve it. Ends with
-    exit code 1 if a parameter is ungrouped or fails an audit.
+    adapters, rung and why, whose rows are whose, the kinds of spectra, the audits, and what would improve it; in all,
+    what recording will cost. Ends with exit code 1 if a parameter is ungrouped or fails an audit.
     """
     from gradtrace.checkup import examine
+    from gradtrace.rates import measured_rates
     from gradtrace.study import load_study
+    from gradtrace.training import _device
 
     patterns = options.pop("parameters")
-    found = examine(load_study(study), parameters=patterns or None, **options)
+    loaded, rates = load_study(study), measured_rates(_device(options["device"]))
+    found = examine(loaded, parameters=patterns or None, rates=rates, **options)
     rows = found.problems if only_problems else found.parameters
-    _write(found, rows, Output(output_format, output_path))
-    for text in (found.batch, *found.notes, found.summary):
+    output = Output(output_format, output_path)
+    if planned and output_format != "json":
+        _write_plan(found, output)
+    else:
+        _write(found, rows, output)
+    for text in (found.batch, *found.notes, *found.costs, found.summary):
         note(_wrapped(text, _width(sys.stderr)))
     if not found.ok:
         ctx.exit(FAILURE)
@@ -97,6 +111,16 @@ def _write(found: Checkup, rows: Sequence[ParameterCheck], output: Output) -> No
         output.write(COLUMNS, map(_flat, rows))
 
 
+def _write_plan(found: Checkup, output: Output) -> None:
+    from gradtrace.planned import COLUMNS as PLANNED
+
+    if output.format != "table":
+        output.write(PLANNED, found.plan.rows())
+        return
+    with output.open() as file:
+        file.write(f"{found.plan}\n")
+
+
 def _nested(found: Checkup, rows: Sequence[ParameterCheck]) -> dict[str, Any]:
     return {
         "study": found.study,
@@ -107,6 +131,8 @@ def _nested(found: Checkup, rows: Sequence[ParameterCheck]) -> dict[str, Any]:
         "groups": found.groups,
         "factored_share": found.factored_share,
         "notes": found.notes,
+        "step_seconds": found.step_seconds,
+        "plan": {**found.plan.totals(), "rows": found.plan.rows()},
         "parameters": [{**_flat(row), "shape": row.shape} for row in rows],
     }
 

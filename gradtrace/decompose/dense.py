@@ -1,4 +1,4 @@
-"""Singular values of a matrix as it stands, in double precision.
+"""Singular values of matrices as they stand, in double precision.
 
 What was computed in double precision is decomposed itself. What has single precision or less goes by a Gram matrix: see
 `gradtrace.decompose.gram`.
@@ -6,12 +6,12 @@ What was computed in double precision is decomposed itself. What has single prec
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-
-class NotConvergedError(Exception):
-    """The decomposition failed on finite values."""
+from gradtrace.decompose import lapack
 
 
 def is_exact(dtype: torch.dtype) -> bool:
@@ -19,25 +19,32 @@ def is_exact(dtype: torch.dtype) -> bool:
     return dtype in (torch.float64, torch.complex128)
 
 
+def double_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of this one are decomposed."""
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
 def double(values: Tensor) -> Tensor:
     """The same values in double precision."""
-    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+    return values.to(double_of(values.dtype))
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values of (p, q), descending, in float64, min(p, q) of them; a double-precision decomposition."""
-    wide = double(matrix)
-    if min(wide.shape) == 1:
-        return torch.linalg.vector_norm(wide)[None]
-    try:
-        return torch.linalg.svdvals(wide)
-    except torch.linalg.LinAlgError as error:
-        raise NotConvergedError(str(error)) from error
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; one pass over them, and no copy."""
+    if not values.numel():
+        return True
+    real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    return all(map(math.isfinite, torch.stack(torch.aminmax(real)).tolist()))  # a NaN anywhere is both
 
 
-def roots(gram: Tensor) -> Tensor:
-    """Singular values of a matrix, descending, from the lower half of its Gram matrix (n, n)."""
-    try:
-        return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
-    except torch.linalg.LinAlgError as error:
-        raise NotConvergedError(str(error)) from error
+def singular_values(matrices: Tensor) -> Tensor:
+    """(..., min(p, q)) of matrices (..., p, q), descending, in float64."""
+    wide = double(matrices)
+    if min(wide.shape[-2:]) == 1:
+        return torch.linalg.vector_norm(wide, dim=(-2, -1))[..., None]
+    return lapack.singular_values(wide)
+
+
+def roots(grams: Tensor) -> Tensor:
+    """(..., n) singular values of matrices, descending, from the lower halves of their Gram matrices (..., n, n)."""
+    return lapack.eigenvalues(grams).clamp_min(0).sqrt().flip(-1)

@@ -7,12 +7,16 @@ would lose half the digits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import singular_values
+from gradtrace.decompose.dense import double
+from gradtrace.decompose.few import Places
+from gradtrace.decompose.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,28 @@ class SmallFactors:
     right: Tensor
     cells: Tensor
 
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self.cells)
+
     @classmethod
     def of(cls, left: Tensor, right: Tensor, cells: Tensor) -> SmallFactors:
         """Decomposes L (m, p) and R (m, q) once, for every group of rows."""
         return cls(_small(left), _small(right), cells)
 
-    def spectrum(self, columns: Tensor) -> Tensor:
-        """Singular values of L_g^T R_g for the rows where `columns` (m,) is true; the rest of the spectrum is zero."""
-        left, right = self.left[:, columns], self.right[:, columns]
-        if left.shape[1] == 0:
-            return left.new_zeros(0, dtype=torch.float64)
-        return singular_values(_core(left) @ _core(right).transpose(0, 1))
+    def problem(self, cells: Iterable[int]) -> Problem | None:
+        """The singular values of L_g^T R_g for the rows of `cells`, the rest being zero; None if they have no rows."""
+        columns = self._places.of(cells)
+        count = self.left.shape[1] if columns is None else len(columns)
+
+        def build() -> Tensor:
+            left, right = self.left, self.right
+            if columns is not None:
+                left, right = (side.index_select(1, columns) for side in (left, right))
+            return _core(left) @ _core(right).transpose(0, 1)
+
+        sides = min(len(self.left), count), min(len(self.right), count)
+        return Problem("matrix", sides, self.left.dtype, self.left.device, build) if count else None
 
     def products(self, n_cells: int) -> Tensor:
         """(cells, cells): real inner products of the cells' matrices, <G_c, G_d> = sum_ij (l_i . l_j)(r_i . r_j)."""
@@ -43,8 +58,7 @@ class SmallFactors:
 
 
 def _small(rows: Tensor) -> Tensor:
-    wide = rows.to(torch.complex128 if rows.is_complex() else torch.float64).transpose(0, 1)
-    return torch.linalg.qr(wide, mode="r").R
+    return torch.linalg.qr(double(rows).transpose(0, 1), mode="r").R
 
 
 def _core(columns: Tensor) -> Tensor:

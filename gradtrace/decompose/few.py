@@ -2,34 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import is_exact, roots, singular_values
+from gradtrace.decompose.dense import all_finite, double_of, is_exact
 from gradtrace.decompose.gram import Gram
+from gradtrace.decompose.problem import Problem
 
 
 class Few:
-    """Rows that are fewer than their columns, decomposed once for every subset of them."""
+    """Rows that are fewer than their columns: in single precision their Gram matrix, else what QR leaves of them.
+
+    Subsets are told by the places of their rows, ascending; None stands for all rows.
+    """
 
     def __init__(self, rows: Tensor) -> None:
         """rows: (m, width)."""
-        self._gram = None if is_exact(rows.dtype) else Gram.of(rows.T).full()
-        self._rows = rows if self._gram is None else None
-        if self._rows is not None and bool(torch.isfinite(rows).all()):  # a row that is not finite would spoil all
-            self._rows = torch.linalg.qr(rows.T, mode="r").R.T  # the same inner products
+        self._squared = not is_exact(rows.dtype)
+        self._finite = all_finite(rows)
+        if self._squared:
+            self._kept = Gram.of(rows.T).full()
+        else:  # the same inner products; a row that is not finite would spoil all
+            self._kept = torch.linalg.qr(rows.T, mode="r").R.T if self._finite else rows
 
-    def is_finite(self, index: Tensor) -> bool:
+    def is_finite(self, index: Tensor | None) -> bool:
         """Whether the rows at `index` are."""
-        return bool(torch.isfinite(self._some(index)).all())
+        if self._finite:
+            return True
+        return all_finite(self._some(index).tril() if self._squared else self._some(index))
 
-    def spectrum(self, index: Tensor) -> Tensor:
-        """Singular values of the rows at `index`, descending."""
-        some = self._some(index)
-        return singular_values(some) if self._gram is None else roots(some)
+    def problem(self, index: Tensor | None) -> Problem:
+        """The singular values of the rows at `index`."""
+        count = len(self._kept) if index is None else len(index)
+        form, side = ("gram", count) if self._squared else ("matrix", self._kept.shape[1])
+        dtype, device = double_of(self._kept.dtype), self._kept.device
+        return Problem(form, (count, side), dtype, device, lambda: self._some(index))
 
-    def _some(self, index: Tensor) -> Tensor:
-        if self._rows is not None:
-            return self._rows[index]
-        assert self._gram is not None
-        return self._gram[index][:, index]
+    def _some(self, index: Tensor | None) -> Tensor:
+        if index is None:
+            return self._kept
+        rows = self._kept.index_select(0, index)
+        return rows.index_select(1, index) if self._squared else rows
+
+
+class Places:
+    """Where the rows of every cell stand; `of_row` (m,) is the cell of each row."""
+
+    def __init__(self, of_row: Tensor) -> None:
+        self._of_row = of_row
+
+    @cached_property
+    def _cells(self) -> frozenset[int]:
+        return frozenset(torch.unique(self._of_row).tolist())
+
+    def of(self, cells: Iterable[int]) -> Tensor | None:
+        """The places of the rows of `cells`, ascending; None where these are all rows."""
+        wanted = self._cells.intersection(cells)
+        if len(wanted) == len(self._cells):
+            return None
+        first, *others = wanted or (-1,)
+        here = self._of_row == first
+        for cell in others:
+            here = here | (self._of_row == cell)
+        return here.nonzero(as_tuple=True)[0]

@@ -7,11 +7,14 @@ single precision itself by 6e-8 |A|_F. So nothing is lost, for half the work of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import double, roots
+from gradtrace.decompose.dense import all_finite, double, double_of
+from gradtrace.decompose.lapack import squared
+from gradtrace.decompose.problem import Problem
 
 COLUMNS = 256  # that are computed at once: the upper half is left out in so many steps
 MOST_WIDENED = 2**18  # numbers that are converted to double precision at once
@@ -43,8 +46,9 @@ class Gram:
                 blocks[b] = block.addmm_(left, right) if place else torch.addmm(block, left, right)
         return Gram(blocks)
 
-    def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(block).all()) for block in self.blocks)
+    @cached_property
+    def finite(self) -> bool:
+        return all(map(all_finite, self.blocks))
 
     def full(self) -> Tensor:
         """(width, width), of which only the lower half is right."""
@@ -57,14 +61,28 @@ class Gram:
         return matrix
 
     @classmethod
-    def spectrum(cls, stacked: Sequence[Gram]) -> Tensor:
-        blocks = [sum(same[1:], same[0]) for same in zip(*(one.blocks for one in stacked), strict=True)]
-        return roots(Gram(blocks).full())
+    def problem(cls, stacked: Sequence[Gram], *, most: int | None = None) -> Problem:
+        def build() -> Tensor:
+            blocks = [sum(same[1:], same[0]) for same in zip(*(one.blocks for one in stacked), strict=True)]
+            return Gram(blocks).full()
+
+        first = stacked[0].blocks[0]
+        return Problem("gram", (len(first), len(first)), first.dtype, first.device, build, most)
 
 
-def rounded_singular_values(matrix: Tensor) -> Tensor:
-    """The same for a matrix whose entries have the errors of single precision, within 1e-8 |matrix|_F."""
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    if tall.shape[1] == 1:
-        return torch.linalg.vector_norm(double(tall))[None]
-    return roots(Gram.of(tall).full())
+def rounded_problem(parts: Sequence[Tensor]) -> Problem:
+    """The singular values of a sum of matrices (p, q) with the errors of single precision, within 1e-8 of its norm."""
+    rows, columns = parts[0].shape
+    side, dtype, device = min(rows, columns), double_of(parts[0].dtype), parts[0].device
+
+    def total() -> Tensor:
+        return sum(map(double, parts[1:]), double(parts[0])) if len(parts) > 1 else parts[0]
+
+    def gram() -> Tensor:
+        tall = total() if rows >= columns else total().T
+        at_once = device.type == "cpu" and not tall.is_complex()
+        return squared(double(tall)) if at_once else Gram.of(tall).full()
+
+    if side == 1:
+        return Problem("matrix", (rows, columns), dtype, device, lambda: double(total()))
+    return Problem("gram", (side, side), dtype, device, gram)

@@ -7,6 +7,8 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from gradtrace.decompose.problem import Problem
+
 
 class Tall(Protocol):
     """What is kept of a matrix that has more rows than columns: enough for its singular values, and for more rows.
@@ -23,9 +25,12 @@ class Tall(Protocol):
         """With more rows (m, width)."""
         ...
 
-    def is_finite(self) -> bool: ...
+    @property
+    def finite(self) -> bool:
+        """Whether every row is."""
+        ...
 
     @classmethod
-    def spectrum(cls, stacked: Sequence[Self]) -> Tensor:
-        """Singular values of the matrices below one another, descending."""
+    def problem(cls, stacked: Sequence[Self], *, most: int | None = None) -> Problem:
+        """The singular values of the matrices below one another, at most `most` of which differ from zero."""
         ...

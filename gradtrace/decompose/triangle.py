@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import double, singular_values
+from gradtrace.decompose.dense import all_finite, double
+from gradtrace.decompose.problem import Problem
 
 
 class Triangle:
@@ -25,8 +27,9 @@ class Triangle:
         # indices would take twice as much memory as they save
         return Triangle(torch.cat([row[place:] for place, row in enumerate(factor)]), self.width)
 
-    def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.packed).all())
+    @cached_property
+    def finite(self) -> bool:
+        return all_finite(self.packed)
 
     def matrix(self) -> Tensor:
         """(width, width), upper triangular."""
@@ -36,5 +39,7 @@ class Triangle:
         return matrix
 
     @classmethod
-    def spectrum(cls, stacked: Sequence[Triangle]) -> Tensor:
-        return singular_values(torch.cat([one.matrix() for one in stacked]))
+    def problem(cls, stacked: Sequence[Triangle], *, most: int | None = None) -> Problem:
+        packed, sides = stacked[0].packed, (len(stacked) * stacked[0].width, stacked[0].width)
+        build = lambda: torch.cat([one.matrix() for one in stacked])  # noqa: E731
+        return Problem("matrix", sides, packed.dtype, packed.device, build, most)

@@ -19,6 +19,7 @@ from gradtrace.checkup import ParameterCheck
 from gradtrace.cli import main
 from gradtrace.cli.doctor import COLUMNS, SHOWN, command
 from gradtrace.cli.output import FORMATS
+from gradtrace.planned import COLUMNS as PLANNED
 
 Cli = Callable[..., Result]
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "cli-doctor.md"
@@ -100,6 +101,50 @@ def test_json_is_one_object_with_everything(cli: Cli, study: Path) -> None:
     assert rows["frozen.bias"] | {"advice": []} == rows["frozen.bias"]
     assert rows["frozen.bias"]["residual"] is None
     assert set(rows["head.bias"]) == set(COLUMNS)
+
+
+def test_json_has_the_plan_whether_asked_for_or_not(cli: Cli, study: Path) -> None:
+    for words in ((), ("--plan",)):
+        found = json.loads(cli("doctor", study, "--json", *words).stdout)
+        assert found["step_seconds"] > 0
+        plan = found["plan"]
+        assert plan["groups"] == list(found["groups"])
+        assert plan["cells"] == 2
+        assert plan["seconds"] > 0
+        assert plan["memory"] > 0
+        assert sum(bucket["count"] for bucket in plan["buckets"]) > 10
+        assert {row["parameter"] for row in plan["rows"]} == {
+            row["parameter"] for row in found["parameters"] if row["residual"] is not None
+        }
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_plan_can_be_had_in_every_format(cli: Cli, study: Path, name: str) -> None:
+    result = cli("doctor", study, "--plan", "--format", name)
+    assert result.exit_code == 0
+    for said in ("centres", "encoder.weight", "activation", "gram", "cells", "encoder:linear"):
+        assert said in result.stdout
+    if name != "json":
+        assert "No adapter claims" not in result.stdout
+    if name in ("csv", "tsv"):
+        delimiter = "," if name == "csv" else "\t"
+        assert tuple(next(csv.reader(io.StringIO(result.stdout), delimiter=delimiter))) == PLANNED
+    if name == "table":
+        assert "occupied cells" in result.stdout
+
+
+def test_what_recording_costs_is_told_after_the_parameters(cli: Cli, study: Path, tmp_path: Path) -> None:
+    told = cli("doctor", study).stderr
+    for said in (
+        r"Recording adds about [\d.e+-]+ times a plain step .* every=\d+ keeps it below 5%\.",
+        r"Besides, 2 passes back through single ops",
+        r"The dearest: .*encoder\.weight gradient \(cells, 3 gram 3\)",
+        r"2 occupied cells of groups; at most .* held at once; the store takes .* per 1000 recorded steps",
+    ):
+        assert re.search(said, re.sub(r"\s+", " ", told)), said
+    target = tmp_path / "plan.txt"
+    assert cli("doctor", study, "--plan", "-o", target).stdout == ""
+    assert target.read_text().startswith("parameter")
 
 
 def test_every_fact_about_a_parameter_has_a_column() -> None:

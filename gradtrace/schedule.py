@@ -1,0 +1,94 @@
+"""Runs decompositions: those of one shape together, several at a time beside each other.
+
+On the CPU every worker has one thread of BLAS and LAPACK to itself: decompositions of this size gain little from a
+second thread, and what comes out does not depend on the number of workers. On an accelerator the device runs them,
+batched by shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from gradtrace.decompose.lapack import NotConvergedError, one_thread
+from gradtrace.decompose.problem import Problem, solved
+
+MOST_BYTES = 2**20  # of matrices that one worker stacks at a time, unless one is larger
+WORTH_SHARING = 1e8  # operations: handing fewer to threads takes longer than they do
+MOST_AT_ONCE = 64  # matrices in a stack
+
+Result = Tensor | NotConvergedError
+
+
+def solve(problems: Sequence[Problem], *, workers: int | None = None) -> dict[Problem, Result]:
+    """The singular values of every problem, on the device of its matrix, or why there are none.
+
+    workers: threads that share the work on the CPU; by default as many as torch computes with.
+    """
+    workers = torch.get_num_threads() if workers is None else workers
+    tasks = sorted(_tasks(problems), key=lambda task: -sum(one.flops for one in task))  # the long ones first
+    alone = len(tasks) < 2 or sum(one.flops for task in tasks for one in task) < WORTH_SHARING
+    if workers < 2 or alone or any(one.device.type != "cpu" for one in problems):
+        with _one_thread(), one_thread():
+            results = list(map(_run, tasks))
+    else:
+        with one_thread():
+            results = list(_pool(workers, torch.get_num_threads(), os.getpid()).map(_run, tasks))
+    pairs = (zip(task, found, strict=True) for task, found in zip(tasks, results, strict=True))
+    return dict(itertools.chain.from_iterable(pairs))
+
+
+def _tasks(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
+    """The problems, each once, those of one bucket together as far as their matrices are small."""
+    buckets: dict[Hashable, list[Problem]] = {}
+    for one in dict.fromkeys(problems):
+        buckets.setdefault(one.bucket, []).append(one)
+    for bucket in buckets.values():
+        step = max(1, min(MOST_AT_ONCE, MOST_BYTES // max(bucket[0].bytes, 1)))
+        yield from (bucket[start : start + step] for start in range(0, len(bucket), step))
+
+
+def _run(task: list[Problem]) -> list[Result]:
+    try:
+        return list(solved(task))
+    except NotConvergedError as error:
+        return [error] if len(task) == 1 else [result for one in task for result in _run([one])]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Computes with one thread of torch, as workers do."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def _pool(workers: int, threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads with one thread of BLAS each; `threads` is what others keep. A forked process needs a pool of its own."""
+    ready = threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)  # of this thread; but threads that begin later would take it over
+        ready.wait()
+
+    pool = ThreadPoolExecutor(workers, "gradtrace", initializer=begin)
+    for _ in range(workers):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(threads)
+    return pool
