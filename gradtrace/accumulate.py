@@ -6,6 +6,7 @@ Rows are kept as factors while they are few, and folded into one matrix per cell
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from gradtrace.decompose.problem import Problem, summed_problem
 from gradtrace.factors import LookupFactors, Norms
 from gradtrace.kinds import KindRows, LookupRows, Shared
 
+PROBES = 4  # random vectors that stand for a gradient that is never formed
+
 
 @dataclass
 class GradientSum:
@@ -28,6 +31,7 @@ class GradientSum:
     parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # L, R, cells
     dense: dict[int, Tensor] = field(default_factory=dict)
     n_rows: int = 0
+    left: dict[int, Tensor] = field(default_factory=dict)  # cell left to subtraction -> its gradient times the probes
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -37,34 +41,67 @@ class GradientSum:
     def is_factored(self) -> bool:
         return bool(self.parts) and not self.dense
 
-    def add_outer(self, left: Tensor, right: Tensor, cells: Tensor) -> None:
-        """Rows of L (m, p) and R (m, q) with G = L^T R in the parameter's own orientation."""
+    def add_outer(self, left: Tensor, right: Tensor, cells: Tensor, *, leave: int | None = None) -> None:
+        """Rows of L (m, p) and R (m, q) with G = L^T R in the parameter's own orientation.
+
+        leave: a cell whose gradient, if it would be summed here, is left to `settle`.
+        """
         self.parts.append((left, right, cells))
         self.n_rows += len(left)
         if self.dense or self.n_rows > min(self.sides):
-            self._fold()
+            self._fold(leave)
 
     def add_dense(self, gradients: dict[int, Tensor]) -> None:
         """One tensor per cell, in the parameter's shape."""
         self._fold()
         for cell, gradient in gradients.items():
-            wide = gradient.to(_summed_in(gradient.dtype)).reshape(self.shape)
-            self.dense[cell] = self.dense[cell] + wide if cell in self.dense else wide.clone()
+            self._add(cell, gradient.to(_summed_in(gradient.dtype)).reshape(self.shape), owned=False)
 
-    def _fold(self) -> None:
+    def _add(self, cell: int, gradient: Tensor, *, owned: bool) -> None:
+        """owned: nobody else has this tensor."""
+        if cell in self.left:
+            probes = probes_of(self.sides[1], gradient.dtype, gradient.device)
+            self.left[cell] = self.left[cell] + gradient.reshape(self.sides) @ probes
+        if cell in self.dense:
+            self.dense[cell] = self.dense[cell] + gradient
+        elif cell not in self.left:  # else it is part of the whole that is still to come
+            self.dense[cell] = gradient if owned else gradient.clone()
+
+    def leave(self, cell: int, products: Tensor) -> None:
+        """Leaves a cell's gradient to `settle`; `products` are those of it with `probes_of`."""
+        self.left[cell] = products
+
+    def settle(self, whole: Tensor | None) -> None:
+        """Gives the cell that was left what all others leave of the whole gradient; NaN where that never came."""
+        for cell in self.left.keys() - self.dense.keys():
+            if whole is None:
+                self.dense[cell] = self.left[cell].new_full(self.shape, float("nan"))
+                continue
+            rest = whole.reshape(self.shape).clone()
+            for gradient in self.dense.values():
+                rest -= gradient
+            self.dense[cell] = rest
+
+    def _fold(self, leave: int | None = None) -> None:
         parts, self.parts = self.parts, []
         for left, right, cells in parts:
             left, right = left.to(_summed_in(left.dtype)), right.to(_summed_in(right.dtype))
             for cell in torch.unique(cells).tolist():
                 index = (cells == cell).nonzero(as_tuple=True)[0]
-                gradient = (left.index_select(0, index).T @ right.index_select(0, index)).reshape(self.shape)
-                self.dense[cell] = self.dense[cell] + gradient if cell in self.dense else gradient
+                own, others = left.index_select(0, index).T, right.index_select(0, index)
+                if cell == leave:
+                    self.leave(cell, own @ (others @ probes_of(self.sides[1], right.dtype, right.device)))
+                    continue
+                self._add(cell, (own @ others).reshape(self.shape), owned=True)
 
     def times(self, probes: Tensor) -> Tensor:
-        """(sum over cells of G) V for probes V (q, k): how a gradient that is never formed is audited."""
+        """(sum over cells of G) V for V = `probes_of` (q, k): how a gradient that is never formed is audited."""
         total = sum(left.T @ (right @ probes.to(right.dtype)) for left, right, _ in self.parts)
-        for gradient in self.dense.values():
-            total = total + gradient.reshape(self.sides) @ probes.to(gradient.dtype)
+        for cell, gradient in self.dense.items():
+            if cell not in self.left:  # that would be the whole again, whatever the others are
+                total = total + gradient.reshape(self.sides) @ probes.to(gradient.dtype)
+        for products in self.left.values():
+            total = total + products
         return total if isinstance(total, Tensor) else probes.new_zeros(self.sides[0], probes.shape[1])
 
     def small(self) -> SmallFactors:
@@ -132,6 +169,14 @@ class ParameterSum:
         if not present:
             return None
         return summed_problem(present) if all(is_exact(one.dtype) for one in present) else rounded_problem(present)
+
+
+@functools.lru_cache(maxsize=64)
+def probes_of(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(side, a few) orthonormal random vectors, the same every time, that gradients are multiplied by in audits."""
+    generator = torch.Generator().manual_seed(side)
+    drawn = torch.randn(side, min(PROBES, side), generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(drawn).Q.to(device=device, dtype=dtype)
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

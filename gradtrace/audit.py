@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.accumulate import ParameterSum
+from gradtrace.accumulate import ParameterSum, probes_of
 from gradtrace.gather import Gathered
 from gradtrace.pull import through_graph
 
 NEGLIGIBLE = 1e-3  # of the largest gradient: what a gradient that is zero but for rounding is measured against
-PROBES = 4  # random vectors that stand for a gradient that is never formed
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Audit:
         self._parameters, self._edges = parameters, edges
         self._hooked = [n for n, p in parameters.items() if p._backward_hooks or _post_hooks(p)]
         self._before: dict[str, Held | None] = {}
+        self._single = False  # the pass under way is the step's first
         self.reference: dict[str, Tensor] = {}
         self.residuals: dict[str, float] = {}
 
@@ -53,6 +52,11 @@ class Audit:
         """Remembers the gradients that a backward pass will add to."""
         plain = [(n, p) for n, p in self._parameters.items() if n not in self._hooked]
         self._before = {n: None if p.grad is None else Held.of_gradient(p.grad) for n, p in plain}
+        self._single = not self.reference
+
+    def will_know(self, name: str) -> bool:
+        """Whether `p.grad` will be this pass's gradient and nothing else, to the last bit."""
+        return self._single and self._before.get(name, name) is None
 
     def reference_pass(self, roots: Sequence[GradientEdge], cotangents: Sequence[Tensor]) -> None:
         """Takes the gradients of parameters with hooks by a pass of our own that fires none."""
@@ -86,20 +90,12 @@ def _residual(total: ParameterSum, reference: Tensor, negligible: float) -> floa
     """Estimated from products with a few orthonormal random vectors, so that no gradient need be formed."""
     sides = total.gradient.sides
     dtype = torch.promote_types(reference.dtype, torch.float32)  # as exact as the gradient itself
-    probes = _probes(sides[1], dtype, reference.device)
+    probes = probes_of(sides[1], dtype, reference.device)
     expected = reference.reshape(sides).to(dtype) @ probes
     size = float(torch.linalg.vector_norm(total.gradient.times(probes).to(dtype) - expected))
     size *= (sides[1] / probes.shape[1]) ** 0.5
     floor = total.scale if total.scale > 0 else max(_mass(total), negligible)  # no scale where no factors are known
     return size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
-
-
-@functools.lru_cache(maxsize=64)
-def _probes(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(side, a few) orthonormal random vectors, the same every time."""
-    generator = torch.Generator().manual_seed(side)
-    drawn = torch.randn(side, min(PROBES, side), generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q.to(device=device, dtype=dtype)
 
 
 def _mass(total: ParameterSum) -> float:

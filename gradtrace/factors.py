@@ -81,6 +81,10 @@ class Factors(ABC):
             return None
         return Norms(row_norms(rows.activation), row_norms(rows.adjoint), rows.owners)
 
+    def times(self, probes: Tensor) -> Tensor | None:
+        """The gradient as a matrix, `flatten(1)`, times probes (columns, k); None where it must be formed for that."""
+        return None
+
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
         """The gradient of every cell that owns a row; `cells` is (samples + 1,), the last for ownerless rows."""
         present = torch.unique(cells[self.owners]).tolist()

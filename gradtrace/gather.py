@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradtrace.accumulate import ParameterSum, matrix_shape
+from gradtrace.accumulate import ParameterSum, matrix_shape, probes_of
 from gradtrace.contributions import Factored, Local, to_parameters
-from gradtrace.factors import LookupFactors, OuterFactors, trusted_scale
+from gradtrace.factors import Factors, LookupFactors, OuterFactors, trusted_scale
 from gradtrace.kinds import Shared
 from gradtrace.ops import Op, Operand
 from gradtrace.survey import Memory
 
+LEFT_OUT = -1  # in place of the cell that is left to subtraction
+SHARE = 0.25  # of the bound |A| |D| of the whole that this cell must have
 RUNGS = ("factored", "local", "pulled back", "global", "ungrouped")
 
 
@@ -58,7 +60,11 @@ class Rung:
 
 
 class Gathered:
-    """The sums of one step. `is_global` tells which parameters another way takes care of."""
+    """The sums of one step.
+
+    is_global tells which parameters another way takes care of; is_known, whose `p.grad` will be the gradient of the one
+    use that is being taken, so that one cell's gradient can be had by subtraction.
+    """
 
     def __init__(
         self,
@@ -67,9 +73,10 @@ class Gathered:
         kinds: Sequence[str],
         memory: Memory,
         is_global: Callable[[str], bool],
+        is_known: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._parameters, self._edges, self._kinds = parameters, edges, kinds
-        self._memory, self._is_global = memory, is_global
+        self._memory, self._is_global, self._is_known = memory, is_global, is_known
         self.sums: dict[str, ParameterSum] = {}
         self.rungs: dict[str, Rung] = {}
         self._effective: dict[tuple[Any, int], tuple[Operand, dict[int, Tensor]]] = {}
@@ -94,10 +101,35 @@ class Gathered:
             self._label(name, op, part, owned=owned)
             self._take_kinds(self.sum_of(name), part, cells, shared)
         outer = self._outer(part)
+        leave = self._left_over(part, names)
         if outer is not None:
-            self.sum_of(names[0]).gradient.add_outer(*outer, cells[part.factors.owners])  # type: ignore[union-attr]
+            of_row = cells[part.factors.owners]  # type: ignore[union-attr]
+            self.sum_of(names[0]).gradient.add_outer(*outer, of_row, leave=leave)
             return
-        self._deliver(part.operand, part.factors.by_cell(cells) if isinstance(part, Factored) else part.by_cell(cells))
+        if leave is not None and isinstance(part, Factored) and type(part.factors).times is not Factors.times:
+            products = _products(part.factors, cells == leave, self.sum_of(names[0]).gradient.sides[1])
+            if products is not None:
+                self.sum_of(names[0]).gradient.leave(leave, products)
+                cells = torch.where(cells == leave, LEFT_OUT, cells)
+        found = part.factors.by_cell(cells) if isinstance(part, Factored) else part.by_cell(cells)
+        found.pop(LEFT_OUT, None)
+        self._deliver(part.operand, found)
+
+    def _left_over(self, part: Factored | Local, names: Sequence[str]) -> int | None:
+        """The cell whose gradient will be what all others leave of the whole, as autograd sums it, if one may.
+
+        The one with the longest rows: what rounding left in the whole must be small beside its own.
+        """
+        (name, *others), moves = names, part.operand.value.moves
+        if others or moves is None or not isinstance(part, Factored) or not self._is_known(name):
+            return None
+        power = [(a * d, cell) for cell, (a, d) in self.sum_of(name).power.items()]
+        dtypes = {self._parameters[name].dtype, part.operand.dtype, part.factors.adjoint.dtype}
+        if dtypes != {torch.float32} or sum(p > 0 for p, _ in power) < 2 or not all(math.isfinite(p) for p, _ in power):
+            return None
+        largest, cell = max(power)
+        activations, adjoints = (sum(each) for each in zip(*self.sum_of(name).power.values(), strict=True))
+        return cell if largest >= SHARE**2 * activations * adjoints else None
 
     def _label(self, name: str, op: Op, part: Factored | Local, *, owned: bool) -> None:
         rung = self.rung_of(name)
@@ -195,5 +227,16 @@ class Gathered:
                 if not self._is_global(name):
                     self.add(name, cell, g)
 
+    def settle(self, whole: Mapping[str, Tensor]) -> None:
+        """The pass is over: cells that were left to subtraction get what the others leave of `whole`."""
+        for name, total in self.sums.items():
+            total.gradient.settle(whole.get(name))
+
     def release(self) -> None:
         self._effective.clear()
+
+
+def _products(factors: Factors, keep: Tensor, columns: int) -> Tensor | None:
+    """The gradient of the rows where `keep` holds, times the audit's probes."""
+    adjoint = factors.adjoint
+    return factors.restrict(keep).times(probes_of(columns, adjoint.dtype, adjoint.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Session:
         self.parameters = dict(parameters)
         self.edges = {name: get_gradient_edge(p) for name, p in parameters.items()}
         self.cells, self.context = Cells(), Batch(None, None)
-        self.gathered = Gathered(self.parameters, self.edges, settings.kinds, memory, self.is_global)
+        self.gathered = Gathered(self.parameters, self.edges, settings.kinds, memory, self.is_global, self._is_known)
         self.audit = Audit(self.parameters, self.edges)
         self.owner_residuals: dict[str, float] = {}
         self.seen: list[Op] = []  # every op of the step
@@ -83,6 +84,7 @@ class Session:
         self._delivered: set[Slot] = set()  # outputs whose adjoints have come
         self._accumulated = False
         self._accepts: dict[int, bool] = {}
+        self._uses: Counter[str] = Counter()  # by the ops that the pass under way goes through
         self.modules = ModuleStack(model)
         self.capture = Capture(self.modules, _provenance(parameters, constants), adapters, self)
         self.capture.leaf_hooks = [p._backward_hooks for p in parameters.values() if p._backward_hooks]
@@ -140,7 +142,7 @@ class Session:
         self._add_loss(root)
         with torch.no_grad(), self.capture.silence():
             prepare(self, [get_gradient_edge(root)], [cotangent])
-        self.audit.begin_pass()
+        self._begin_pass()
         self._announced, self._last_use = True, not retained
         self.cost["survey"] += time.perf_counter() - began
 
@@ -154,7 +156,17 @@ class Session:
             self._add_loss(root)
         self._announced = True
         prepare(self, [get_gradient_edge(root) for root in roots], None)
+        self._begin_pass()
+
+    def _begin_pass(self) -> None:
         self.audit.begin_pass()
+        self._uses = Counter(name for op in self.live for o in op.operands for name in o.value.parameters)
+
+    def _is_known(self, name: str) -> bool:
+        """Whether `p.grad` will be the gradient of the one use of this parameter that the pass goes through."""
+        if torch._C._current_graph_task_id() == -1 or self._uses[name] != 1 or not self.audit.will_know(name):
+            return False
+        return bool(torch._C._will_engine_execute_node(self.edges[name].node))
 
     def _add_loss(self, root: Tensor) -> None:
         loss = root.detach().sum()
@@ -229,6 +241,7 @@ class Session:
         with torch.no_grad(), self.capture.silence():
             self._take_waiting()
         self.audit.end_pass()
+        self.gathered.settle(self.audit.reference)
         self._announced, self._accumulated, self._last_use = False, True, False
         if not retained:  # ops of another graph that has not been run yet (split learning) stay
             done = {number for number, _ in self._delivered}

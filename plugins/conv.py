@@ -78,6 +78,18 @@ class ConvFactors(Factors):
             found[cell] = sum(parts[1:], parts[0])
         return found
 
+    def times(self, probes: Tensor) -> Tensor | None:
+        """D^T (A V), where A V is a convolution with few channels."""
+        if self.transposed or self.window.groups > 1 or self.kept is not None or self.plain.is_complex():
+            return None
+        kernels = probes.T.reshape(-1, *self.shape[1:])
+        found = probes.new_zeros(self.shape[0], len(kernels))
+        step = max(1, MOST_ELEMENTS // max(self.patched[:1].numel(), 1))
+        for patched, plain in zip(self.patched.split(step), self.plain.split(step), strict=True):
+            seen = self.window.convolved(patched, kernels)
+            found += torch.einsum("nop,nkp->ok", plain.flatten(2), seen.flatten(2))
+        return found
+
     def _weight_gradient(self) -> Tensor:
         """What autograd itself would run: the roles of input and adjoint swap in a transposed convolution."""
         w = self.window

@@ -56,6 +56,11 @@ class Window:
         sizes = ordered.shape
         return ordered.reshape(self.groups, prod(sizes[1 : len(spatial) + 2]), prod(sizes[len(spatial) + 2 :]))
 
+    def convolved(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """(samples, kernels, positions...): x (samples, channels, spatial...), not padded, with kernels (k, channels, ...)."""
+        convolution = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+        return convolution(self.padded(x), kernels, stride=self.stride, dilation=self.dilation)
+
     def rows(self, y: Tensor) -> Tensor:
         """(groups, rows, channels per group): one row per sample and position of `y`."""
         split = y.unflatten(1, (self.groups, y.shape[1] // self.groups))
