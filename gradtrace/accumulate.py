@@ -44,7 +44,7 @@ class GradientSum:
     def add_outer(self, left: Tensor, right: Tensor, cells: Tensor, *, leave: int | None = None) -> None:
         """Rows of L (m, p) and R (m, q) with G = L^T R in the parameter's own orientation.
 
-        leave: a cell whose gradient, if it would be summed here, is left to `settle`.
+        leave: a cell whose gradient, if it would be summed here, is left to `settle`; all rows are finite then.
         """
         self.parts.append((left, right, cells))
         self.n_rows += len(left)
@@ -87,12 +87,13 @@ class GradientSum:
         for left, right, cells in parts:
             left, right = left.to(_summed_in(left.dtype)), right.to(_summed_in(right.dtype))
             for cell in torch.unique(cells).tolist():
-                index = (cells == cell).nonzero(as_tuple=True)[0]
-                own, others = left.index_select(0, index).T, right.index_select(0, index)
                 if cell == leave:
-                    self.leave(cell, own @ (others @ probes_of(self.sides[1], right.dtype, right.device)))
+                    seen = right @ probes_of(self.sides[1], right.dtype, right.device)
+                    self.leave(cell, left.T @ seen.masked_fill_((cells != cell)[:, None], 0))
                     continue
-                self._add(cell, (own @ others).reshape(self.shape), owned=True)
+                index = (cells == cell).nonzero(as_tuple=True)[0]
+                gradient = left.index_select(0, index).T @ right.index_select(0, index)
+                self._add(cell, gradient.reshape(self.shape), owned=True)
 
     def times(self, probes: Tensor) -> Tensor:
         """(sum over cells of G) V for V = `probes_of` (q, k): how a gradient that is never formed is audited."""

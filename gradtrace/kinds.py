@@ -5,8 +5,9 @@ A *cell* is a set of samples that no grouping tells apart (a diagnosis and a sex
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,9 @@ from gradtrace.decompose.gram import Gram
 from gradtrace.decompose.problem import Problem
 from gradtrace.decompose.tall import Tall
 from gradtrace.decompose.triangle import Triangle
+from gradtrace.schedule import beside
 
-MOST_PENDING = 2**18  # numbers in the rows that wait to be folded, unless their matrix is wider than tall by then
+MOST_PENDING = 2**18  # numbers in the rows that wait to be folded, unless two squares have more
 
 
 class KindRows:
@@ -44,7 +46,7 @@ class KindRows:
 
     def plus(self, rows: Tensor, cells: Tensor) -> KindRows:
         """These and more rows (m, width), of `cells` (m,)."""
-        most = max(self.width, MOST_PENDING // max(self.width, 1))
+        most = rows_pending(self.width)
         found = KindRows(self.width, self.parts, self.folded, self._heights)
         for start in range(0, len(rows), most):
             some = rows[start : start + most].detach()
@@ -66,13 +68,21 @@ class KindRows:
             self._few = Few(_together(parts)), Places(_together(cells))
 
     def _fold(self) -> None:
-        """Takes what waits to the cells."""
+        """Takes what waits to the cells, of which each is worked on by itself."""
         for rows, cells in self.parts:
-            for cell, own in _by_cell(rows, cells):
-                have = self.folded.get(cell)
-                self._heights[cell] += len(own)
-                self.folded[cell] = _none(self.width, rows).plus(own) if have is None else have.plus(own)
+            present = torch.unique(cells).tolist()
+            added = functools.partial(self._added, rows, cells, len(present) == 1)
+            found = beside(added, present, flops=len(rows) * self.width**2 if rows.device.type == "cpu" else 0)
+            for cell, (height, folded) in zip(present, found, strict=True):
+                self._heights[cell] += height
+                self.folded[cell] = folded
         self.parts = ()
+
+    def _added(self, rows: Tensor, cells: Tensor, alone: bool, cell: int) -> tuple[int, Tall]:
+        """The number of rows that a cell has among these, and what is kept of it with them."""
+        own = rows if alone else rows.index_select(0, (cells == cell).nonzero(as_tuple=True)[0])
+        have = self.folded.get(cell)
+        return len(own), (_none(self.width, rows) if have is None else have).plus(own)
 
     def is_finite(self, cells: Sequence[int]) -> bool:
         """Whether every row of `cells` is, once they are reduced."""
@@ -101,22 +111,17 @@ class KindRows:
         return type(found[0]).problem(found, most=most) if found else None
 
 
+def rows_pending(width: int) -> int:
+    """How many rows wait to be folded."""
+    return max(2 * width, MOST_PENDING // max(width, 1))
+
+
 def _none(width: int, like: Tensor) -> Tall:
     return Triangle.none(width, like) if is_exact(like.dtype) else Gram.none(width, like)
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-
-
-def _by_cell(rows: Tensor, cells: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The rows of one cell after the other."""
-    present = torch.unique(cells).tolist()
-    if len(present) == 1:
-        yield present[0], rows
-        return
-    for cell in present:
-        yield cell, rows.index_select(0, (cells == cell).nonzero(as_tuple=True)[0])
 
 
 @dataclass

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradtrace.decompose.problem import flops_of
 from gradtrace.graph import table
-from gradtrace.rates import flops_of
 from gradtrace.ways import Shape
 
 COLUMNS = ("parameter", "op", "kind", "way", "m", "p", "q", "shared", "decomposed", "flops", "bytes", "seconds")

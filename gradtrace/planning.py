@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gradtrace.decompose.problem import flops_of
 from gradtrace.errors import SelectionError
 from gradtrace.graph import OpGraph, Sizes
 from gradtrace.metrics import WHOLE
 from gradtrace.partition import Partition
 from gradtrace.planned import Entry, Plan
-from gradtrace.rates import Rates, flops_of
+from gradtrace.rates import Rates
 from gradtrace.selection import checked_kinds
 from gradtrace.store.rows import KINDS
 from gradtrace.store.schema import width_class

@@ -70,7 +70,7 @@ def _prepare_batch(session: Session, batch: Batch, outlets: list[Outlet], ops: l
     if batch.of_sample is None:
         batch.of_sample = session.cells.assign(batch.labels, n_samples)
     audit = _audit_is_due(session, ops)
-    unsettled = _reached([op for op in ops if not _settled(session, op, n_samples)], outlets)
+    unsettled = _reached(session, [op for op in ops if not _settled(session, op, n_samples)], outlets)
     if audit:
         unsettled = ops
     if (unsettled or audit) and any(has_region(o.edge.node) for o in outlets):
@@ -91,12 +91,13 @@ def _settled(session: Session, op: Op, n_samples: int) -> bool:
     return all((op.number, i) in session.owners for i in range(len(op.outputs)))
 
 
-def _reached(ops: list[Op], outlets: Sequence[Outlet]) -> list[Op]:
-    """Those of the ops that an outlet leads to: another's adjoint (of a state nobody uses) need not be asked for."""
+def _reached(session: Session, ops: list[Op], outlets: Sequence[Outlet]) -> list[Op]:
+    """Those of the ops with an output of unknown owners that an outlet leads to: a state nobody uses has no adjoint."""
     if not ops:
         return []
     nodes = nodes_behind(o.edge.node for o in outlets)
-    return [op for op in ops if any(o.edge.node in nodes for o in op.outputs)]
+    unknown = lambda op, i: (op.number, i) not in session.owners and op.outputs[i].edge.node in nodes  # noqa: E731
+    return [op for op in ops if any(unknown(op, i) for i in range(len(op.outputs)))]
 
 
 def _audit_is_due(session: Session, ops: Sequence[Op]) -> bool:

@@ -6,12 +6,15 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from gradtrace.decompose import lapack
+from gradtrace.decompose.problem import flops_of
+from gradtrace.schedule import on_one_thread
 
 SIZES = (8, 48, 192)
 PRODUCT = 384  # rows and columns of the matrices that are multiplied
@@ -52,18 +55,6 @@ class Rates:
         return slow * (side / last) ** 3
 
 
-def flops_of(form: str, sides: tuple[int, int]) -> float:
-    """About what a decomposition takes: "gram", "matrix" or "qr" (without Q)."""
-    small, large = sorted(sides)
-    if small == 1:
-        return 2.0 * large  # a norm
-    if form == "gram":
-        return 4 / 3 * small**3
-    if form == "qr":
-        return 2 * small**2 * large - 2 / 3 * small**3
-    return 4 * small**2 * large - 4 / 3 * small**3
-
-
 @functools.cache
 def measured_rates(device: torch.device) -> Rates:
     """The rates of a device, measured once, within half a second on a CPU. Decompositions have one thread each."""
@@ -71,9 +62,9 @@ def measured_rates(device: torch.device) -> Rates:
     square = {n: torch.randn(n, n, dtype=torch.float64, generator=draw).to(device) for n in (*SIZES, PRODUCT)}
     whole, flops = square[PRODUCT], 2 * PRODUCT**3
     single, double = (flops / _fastest(_product, matrix) for matrix in (whole.float(), whole))
-    ways = {"gram": torch.linalg.eigvalsh, "matrix": torch.linalg.svdvals, "qr": _triangle}
+    ways = {"gram": lapack.eigenvalues, "matrix": lapack.singular_values, "qr": _triangle}
     workers = torch.get_num_threads() if device.type == "cpu" else 1
-    with _one_thread():
+    with on_one_thread():
         timed = {form: tuple((n, _fastest(way, square[n])) for n in SIZES) for form, way in ways.items()}
     return Rates(single, double, workers=workers, **timed)
 
@@ -102,13 +93,3 @@ def _fastest(work: Callable[[Tensor], Tensor], matrix: Tensor) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

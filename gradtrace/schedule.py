@@ -11,9 +11,10 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ WORTH_SHARING = 1e8  # operations: handing fewer to threads takes longer than th
 MOST_AT_ONCE = 64  # matrices in a stack
 
 Result = Tensor | NotConvergedError
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def solve(problems: Sequence[Problem], *, workers: int | None = None) -> dict[Problem, Result]:
@@ -33,17 +36,38 @@ def solve(problems: Sequence[Problem], *, workers: int | None = None) -> dict[Pr
 
     workers: threads that share the work on the CPU; by default as many as torch computes with.
     """
-    workers = torch.get_num_threads() if workers is None else workers
     tasks = sorted(_tasks(problems), key=lambda task: -sum(one.flops for one in task))  # the long ones first
-    alone = len(tasks) < 2 or sum(one.flops for task in tasks for one in task) < WORTH_SHARING
-    if workers < 2 or alone or any(one.device.type != "cpu" for one in problems):
-        with _one_thread(), one_thread():
-            results = list(map(_run, tasks))
-    else:
-        with one_thread():
-            results = list(_pool(workers, torch.get_num_threads(), os.getpid()).map(_run, tasks))
+    flops = sum(one.flops for task in tasks for one in task)
+    on_cpu = all(one.device.type == "cpu" for one in problems)
+    results = beside(_run, tasks, flops=flops if on_cpu else 0, workers=workers)
     pairs = (zip(task, found, strict=True) for task, found in zip(tasks, results, strict=True))
     return dict(itertools.chain.from_iterable(pairs))
+
+
+def beside(work: Callable[[T], R], items: Sequence[T], *, flops: float, workers: int | None = None) -> list[R]:
+    """What `work` makes of every item, several at a time, each with one thread; `flops` is what all of it takes.
+
+    Whether they run beside each other depends on the work alone, and what comes out does not depend on that.
+    """
+    workers = torch.get_num_threads() if workers is None else workers
+    with on_one_thread() as threads:
+        if workers < 2 or len(items) < 2 or flops < WORTH_SHARING:
+            return list(map(work, items))
+        results: dict[int, R] = {}
+        numbers = itertools.count()
+
+        def drain() -> None:
+            while (number := next(numbers)) < len(items):
+                results[number] = work(items[number])
+
+        others = [_pool(workers - 1, threads, os.getpid()).submit(drain) for _ in range(workers - 1)]
+        try:
+            drain()  # this thread is one of the workers
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+        return [results[number] for number in range(len(items))]
 
 
 def _tasks(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
@@ -64,17 +88,17 @@ def _run(task: list[Problem]) -> list[Result]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Computes with one thread of torch, as workers do."""
+def on_one_thread() -> Iterator[int]:
+    """Computes with one thread of torch and one of numpy, as workers do; gives how many torch had."""
     threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
+    if threads > 1:
+        torch.set_num_threads(1)
     try:
-        yield
+        with one_thread():
+            yield threads
     finally:
-        torch.set_num_threads(threads)
+        if threads > 1:
+            torch.set_num_threads(threads)
 
 
 @functools.cache
@@ -91,4 +115,5 @@ def _pool(workers: int, threads: int, process: int) -> ThreadPoolExecutor:
         pool.submit(int)
     ready.wait()
     torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # of this thread, which works beside them
     return pool

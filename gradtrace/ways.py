@@ -16,7 +16,7 @@ from gradtrace.accumulate import matrix_shape
 from gradtrace.decompose.dense import double_of, is_exact
 from gradtrace.decompose.gram import COLUMNS
 from gradtrace.graph import Sizes
-from gradtrace.kinds import MOST_PENDING
+from gradtrace.kinds import rows_pending
 from gradtrace.partition import Partition, Share
 
 Shape = tuple[str, tuple[int, int], str]  # form of a decomposition ("gram", "matrix"), sides, dtype
@@ -44,9 +44,13 @@ class Work:
     passes: int = 0
 
 
-def cells_computed(cells: int) -> int:
-    """How many of a partition's cells have their gradient computed; the others come by subtraction from the whole."""
-    return cells
+def cells_computed(use: Sizes, cells: int, *, alone: bool) -> int:
+    """How many of a partition's cells have their gradient computed; one may come by subtraction from the whole.
+
+    alone: nothing else uses the parameter.
+    """
+    subtracted = alone and use.direct and use.form in ("outer", "product") and use.dtype == "float32"
+    return cells - 1 if subtracted and cells > 1 else cells
 
 
 def gradient_work(info: Mapping[str, Any], uses: Sequence[Sizes], partition: Partition) -> Work:
@@ -68,7 +72,8 @@ def gradient_work(info: Mapping[str, Any], uses: Sequence[Sizes], partition: Par
     if info["rung"] == "global":
         summed = replace(summed, passes=partition.cells)
     else:
-        flops, pulls = (sum(of(use, partition) for use in uses) for of in (_cells_flops, _pulls))
+        flops = sum(_cells_flops(use, partition, alone=len(uses) == 1) for use in uses)
+        pulls = sum(_pulls(use, partition) for use in uses)
         single, double = (0.0, flops) if is_exact(dtype) else (flops, 0.0)
         summed = replace(summed, pulls=int(pulls), single=single, double=double)
     return _decomposed(summed, dtype, _present(uses if info["rung"] != "global" else (), partition))
@@ -85,7 +90,7 @@ def kind_work(kind: str, uses: Sequence[Sizes], partition: Partition, *, kept: b
     if rows < width:
         held = 0 if kept else rows * width * dtype.itemsize
         return _few(replace(plain, way="few", held=held), dtype, _counts(uses, partition))
-    most = max(width, MOST_PENDING // max(width, 1))
+    most = rows_pending(width)
     fold = _triangles if is_exact(dtype) else _grams
     found = fold(plain, dtype, cells, _present(uses, partition), math.ceil(rows / most))
     waiting = 0 if kept else min(rows, most) * width * dtype.itemsize
@@ -165,10 +170,10 @@ def _decomposed(summed: Work, dtype: torch.dtype, shares: Sequence[Share]) -> Wo
     return replace(summed, double=flops, decomposed=(("gram", (side, side), wide),) * len(shares))
 
 
-def _cells_flops(use: Sizes, partition: Partition) -> float:
+def _cells_flops(use: Sizes, partition: Partition, *, alone: bool) -> float:
     """Of the cells' weight gradients at one op; rows of other cells cost nothing, except where they are set to zero."""
     cells = partition.cells if use.owned else 1
-    share = cells_computed(cells) / cells
+    share = cells_computed(use, cells, alone=alone) / cells
     factor = 4 if _dtype(use.dtype).is_complex else 1
     if use.form in ("outer", "product", "batched") and use.activation and use.adjoint:
         flops = 2.0 * use.rows * use.activation * use.adjoint * (cells if use.form == "batched" else 1)
@@ -181,7 +186,7 @@ def _cells_flops(use: Sizes, partition: Partition) -> float:
 
 def _pulls(use: Sizes, partition: Partition) -> int:
     """Passes back through the op, and through what is done to the parameter before it."""
-    cells = cells_computed(partition.cells) if use.owned else 1
+    cells = partition.cells if use.owned else 1
     return cells * ((use.form == "local") + (not use.direct))
 
 

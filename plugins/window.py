@@ -57,7 +57,7 @@ class Window:
         return ordered.reshape(self.groups, prod(sizes[1 : len(spatial) + 2]), prod(sizes[len(spatial) + 2 :]))
 
     def convolved(self, x: Tensor, kernels: Tensor) -> Tensor:
-        """(samples, kernels, positions...): x (samples, channels, spatial...), not padded, with kernels (k, channels, ...)."""
+        """(samples, k, positions...): x (samples, channels, spatial...) by kernels (k, channels, ...)."""
         convolution = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
         return convolution(self.padded(x), kernels, stride=self.stride, dilation=self.dilation)
 

@@ -39,11 +39,18 @@ class Gram:
 
     def plus(self, rows: Tensor) -> Gram:
         blocks, width = list(self.blocks), rows.shape[1]
-        for place, some in enumerate(rows.split(max(COLUMNS, MOST_WIDENED // max(width, 1)))):
+        at_once = rows.device.type == "cpu" and not rows.is_complex()
+        for place, some in enumerate(rows.split(max(4 * COLUMNS, MOST_WIDENED // max(width, 1)))):
             wide = double(some)
+            whole = squared(wide) if at_once else None
             for b, block in enumerate(blocks):
-                left, right = wide[:, b * COLUMNS :].mH, wide[:, b * COLUMNS : (b + 1) * COLUMNS]
-                blocks[b] = block.addmm_(left, right) if place else torch.addmm(block, left, right)
+                here = slice(b * COLUMNS, (b + 1) * COLUMNS)
+                if whole is not None:
+                    part = whole[here.start :, here]
+                    blocks[b] = block.add_(part) if place else block + part
+                else:
+                    left, right = wide[:, here.start :].mH, wide[:, here]
+                    blocks[b] = block.addmm_(left, right) if place else torch.addmm(block, left, right)
         return Gram(blocks)
 
     @cached_property

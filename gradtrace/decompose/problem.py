@@ -36,12 +36,23 @@ class Problem:
     @property
     def flops(self) -> float:
         """About what the decomposition takes, without forming the matrix."""
-        small, large = sorted(self.sides)
-        return 4 / 3 * small**3 if self.form == "gram" else 4 * small**2 * large - 4 / 3 * small**3
+        return flops_of(self.form, self.sides)
 
     @property
     def bytes(self) -> int:
         return self.sides[0] * self.sides[1] * self.dtype.itemsize
+
+
+def flops_of(form: str, sides: tuple[int, int]) -> float:
+    """About what a decomposition takes: "gram", "matrix" or "qr" (without Q)."""
+    small, large = sorted(sides)
+    if small == 1:
+        return 2.0 * large  # a norm
+    if form == "gram":
+        return 4 / 3 * small**3
+    if form == "qr":
+        return 2 * small**2 * large - 2 / 3 * small**3
+    return 4 * small**2 * large - 4 / 3 * small**3
 
 
 def summed_problem(parts: Sequence[Tensor]) -> Problem:
