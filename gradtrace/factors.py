@@ -240,7 +240,7 @@ class ElementFactors(Factors):
 
     def scale(self) -> float:
         terms = self._terms()
-        return float(torch.linalg.vector_norm(terms.float() if terms.dtype in _HALVES else terms, 1))
+        return float((terms.float() if terms.dtype in _HALVES else terms).abs().sum())
 
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
         """Summed first over every axis along which neither the weight nor the owner varies: one pass over the data."""

@@ -120,3 +120,18 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
         assert results.get(timeout=60) == [1.0, 2.0]
     finally:
         child.join(60)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gpu_finds_the_same_singular_values(dtype: torch.dtype) -> None:
+    here = problems(dtype)
+    pose = summed_problem if dtype == torch.float64 else rounded_problem
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(size, generator=generator, dtype=dtype).cuda() for size in SIZES]
+    there = [pose([matrix, 2 * matrix]) for matrix in drawn]
+    ours, expected = solve(there), solve(here)
+    for one, other in zip(there, here, strict=True):
+        sigma, reference = torch.as_tensor(ours[one]), torch.as_tensor(expected[other])
+        assert sigma.device.type == "cuda"
+        assert torch.allclose(sigma.cpu(), reference, rtol=1e-6 if dtype == torch.float32 else 1e-11)
