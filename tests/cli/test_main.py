@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -81,13 +80,26 @@ def test_an_interrupt_exits_with_130(cli: Cli, command: Callable[[Callable[[], N
     assert result.stdout == ""
 
 
+# The command, with a standard input that says when it is read.
+WAITING = """
+import io, sys
+
+class Told(io.FileIO):
+    def readinto(self, buffer):
+        print("waits for names", file=sys.__stdout__, flush=True)
+        return super().readinto(buffer)
+
+sys.stdin = io.TextIOWrapper(io.BufferedReader(Told(0)))
+from gradtrace.cli import main
+main()
+"""
+
+
 def test_a_real_interrupt_exits_with_130(run_path: Path) -> None:
-    code = "print('up', flush=True)\nfrom gradtrace.cli import main\nmain()"
-    command = [sys.executable, "-c", code, "query", str(run_path), "-"]
+    command = [sys.executable, "-c", WAITING, "query", str(run_path), "-"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
-    child.stdout.readline()
-    time.sleep(1.5)  # until it waits for names on stdin
+    assert child.stdout.readline() == "waits for names\n"
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=20)
     assert child.returncode == 130
