@@ -156,9 +156,16 @@ class ParameterSum:
 
     def add_power(self, norms: Norms, cells: Tensor) -> None:
         """Adds the squared norms behind the rounding bound eps |A_g| |D_g|."""
-        most = int(cells.max()) + 1 if len(cells) else 0
-        squares = [torch.bincount(cells, n.square(), minlength=most) for n in (norms.activation, norms.adjoint)]
-        for cell, (a, d) in enumerate(torch.stack(squares, 1).tolist()):
+        if not len(cells):
+            return
+        squares = [norms.activation.square(), norms.adjoint.square()]
+        if cells.device.type == "cpu":
+            sums = torch.stack([torch.bincount(cells, n) for n in squares], 1)
+            present = range(len(sums))
+        else:  # there counting with weights is refused where algorithms have to be deterministic
+            present = torch.unique(cells).tolist()
+            sums = torch.stack([torch.stack([n.where(cells == c, 0).sum() for n in squares]) for c in present])
+        for cell, (a, d) in zip(present, sums.tolist(), strict=True):
             before = self.power.get(cell, (0.0, 0.0))
             self.power[cell] = (before[0] + a, before[1] + d)
 

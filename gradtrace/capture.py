@@ -293,7 +293,7 @@ class Capture(TorchFunctionMode):
     def _adjoint(self, op: Op, position: int, grad: Tensor) -> None:
         if not self._silent:
             with torch.no_grad(), self.silence():
-                self._listener.adjoint(op, position, op.outputs[position].adjoint(grad))
+                self._listener.adjoint(op, position, op.outputs[position].adjoint(grad.detach()))  # create_graph=True
 
     def _effective_ready(self, edge: GradientEdge, grad: Tensor) -> None:
         if not self._silent:

@@ -72,7 +72,8 @@ class KindRows:
         for rows, cells in self.parts:
             present = torch.unique(cells).tolist()
             added = functools.partial(self._added, rows, cells, len(present) == 1)
-            found = beside(added, present, flops=len(rows) * self.width**2 if rows.device.type == "cpu" else 0)
+            on_cpu = rows.device.type == "cpu"
+            found = beside(added, present, flops=len(rows) * self.width**2) if on_cpu else list(map(added, present))
             for cell, (height, folded) in zip(present, found, strict=True):
                 self._heights[cell] += height
                 self.folded[cell] = folded

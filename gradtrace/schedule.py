@@ -37,15 +37,16 @@ def solve(problems: Sequence[Problem], *, workers: int | None = None) -> dict[Pr
     workers: threads that share the work on the CPU; by default as many as torch computes with.
     """
     tasks = sorted(_tasks(problems), key=lambda task: -sum(one.flops for one in task))  # the long ones first
-    flops = sum(one.flops for task in tasks for one in task)
-    on_cpu = all(one.device.type == "cpu" for one in problems)
-    results = beside(_run, tasks, flops=flops if on_cpu else 0, workers=workers)
+    if all(one.device.type == "cpu" for one in problems):
+        results = beside(_run, tasks, flops=sum(one.flops for task in tasks for one in task), workers=workers)
+    else:
+        results = list(map(_run, tasks))
     pairs = (zip(task, found, strict=True) for task, found in zip(tasks, results, strict=True))
     return dict(itertools.chain.from_iterable(pairs))
 
 
 def beside(work: Callable[[T], R], items: Sequence[T], *, flops: float, workers: int | None = None) -> list[R]:
-    """What `work` makes of every item, several at a time, each with one thread; `flops` is what all of it takes.
+    """What `work` makes of every item on the CPU, several at a time, each with one thread; `flops`: of all of them.
 
     Whether they run beside each other depends on the work alone, and what comes out does not depend on that.
     """
@@ -94,7 +95,7 @@ def on_one_thread() -> Iterator[int]:
     if threads > 1:
         torch.set_num_threads(1)
     try:
-        with one_thread():
+        with one_thread:
             yield threads
     finally:
         if threads > 1:

@@ -67,7 +67,7 @@ class Session:
         self.parameters = dict(parameters)
         self.edges = {name: get_gradient_edge(p) for name, p in parameters.items()}
         self.cells, self.context = Cells(), Batch(None, None)
-        self.gathered = Gathered(self.parameters, self.edges, settings.kinds, memory, self.is_global, self._is_known)
+        self.gathered = Gathered(self.parameters, self.edges, settings.kinds, memory, self.is_global, self.is_known)
         self.audit = Audit(self.parameters, self.edges)
         self.owner_residuals: dict[str, float] = {}
         self.seen: list[Op] = []  # every op of the step
@@ -162,7 +162,7 @@ class Session:
         self.audit.begin_pass()
         self._uses = Counter(name for op in self.live for o in op.operands for name in o.value.parameters)
 
-    def _is_known(self, name: str) -> bool:
+    def is_known(self, name: str) -> bool:
         """Whether `p.grad` will be the gradient of the one use of this parameter that the pass goes through."""
         if torch._C._current_graph_task_id() == -1 or self._uses[name] != 1 or not self.audit.will_know(name):
             return False

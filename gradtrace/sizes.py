@@ -22,7 +22,7 @@ class Sizing(Gathered):
 
     def __init__(self, session: Session) -> None:
         kinds = session.settings.kinds
-        super().__init__(session.parameters, session.edges, kinds, session.memory, session.is_global)
+        super().__init__(session.parameters, session.edges, kinds, session.memory, session.is_global, session.is_known)
         self.by_op: dict[int, list[Sizes]] = {}
 
     def take(self, op: Op, part: Factored | Local, *rest: Any, owned: bool) -> None:

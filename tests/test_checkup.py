@@ -17,24 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from gradtrace.calls import OpCall
 from gradtrace.checkup import examine
 from gradtrace.factors import ElementFactors, Factors, OuterFactors
+from tests.case import Hidden
 from tests.trial_studies import HIDDEN, Around, checked, perceptron, study_of, weighted
 
 
 @pytest.fixture(autouse=True)
 def same_draws_each_time() -> None:
     torch.manual_seed(0)
-
-
-class Hidden(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        return grad @ weight, grad.T @ x
 
 
 class Clipped(Hidden):

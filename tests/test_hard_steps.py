@@ -167,3 +167,20 @@ def test_a_step_that_is_over_is_gone(layer: Callable[[], nn.Module], tmp_path: P
     assert len(sessions) == 3
     assert [ref() for ref in sessions] == [None, None, None]
     assert loss.requires_grad, "although the user still holds the graph"
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+@pytest.mark.parametrize("samples", [7, 60])
+def test_a_backward_pass_that_makes_a_graph_is_recorded(samples: int, tmp_path: Path) -> None:
+    """With create_graph=True adjoints require gradients themselves; what is measured of them does not."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 12)), torch.randn(samples, 20)
+    groups = {"site": ["a" if n % 3 else "b" for n in range(samples)]}
+    with gt.record(model, tmp_path / "run.zarr") as recorder, recorder.step(groups=groups):
+        model(x).square().mean().backward(create_graph=True)
+    measured = gt.open_run(tmp_path / "run.zarr").tree
+    expected = gt.spectra(model, x, lambda output: output.square().mean(), groups=groups)
+    for name in ("0.weight", "2.weight"):
+        for kind in ("gradient", "activation", "adjoint"):
+            ours, plain = measured[name][kind].isel(step=0), expected[name][kind]
+            assert np.allclose(ours, plain, rtol=0, atol=1e-6 * float(plain.max()), equal_nan=True)

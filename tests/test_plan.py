@@ -31,7 +31,7 @@ from gradtrace.settings import Settings
 from gradtrace.shadow import any_loss
 from gradtrace.store.rows import KINDS
 from gradtrace.summarise import GroupsOfStep
-from tests.case import Apply, default_dtype
+from tests.case import Apply, Hidden, default_dtype
 from tests.models import BY_NAME, CASES
 
 SAMPLES = 6
@@ -85,20 +85,6 @@ def unclaimed() -> tuple[nn.Module, Tensor]:
     """Rungs local and pulled back."""
     parts = {"centres": nn.Parameter(torch.randn(3, 5)), "weight": nn.Parameter(torch.randn(4, 3))}
     return Apply(lambda m, x: torch.cdist(x, m.centres) @ m.weight.exp().T, **parts), torch.randn(SAMPLES, 5)
-
-
-class Hidden(torch.autograd.Function):
-    """Nobody sees what is done with the weight: rung global."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        return grad @ weight, grad.T @ x
 
 
 def hidden() -> tuple[nn.Module, Tensor]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 import gradtrace.decompose.lapack
 import gradtrace.schedule
 from gradtrace.decompose.gram import rounded_problem
-from gradtrace.decompose.lapack import NotConvergedError
+from gradtrace.decompose.lapack import NotConvergedError, one_thread
 from gradtrace.decompose.problem import Problem, summed_problem
 from gradtrace.schedule import beside, solve
 
@@ -62,6 +66,67 @@ def test_the_number_of_threads_is_afterwards_what_it_was() -> None:
         assert found == [2], "nor do threads that begin later have fewer"
     finally:
         torch.set_num_threads(before)
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_numpys_threads_are_what_they_were_when_the_last_has_left() -> None:
+    """Two who train at once come and go in any order."""
+    with threadpool_limits(limits=2, user_api="blas"):
+        one_thread.__enter__()
+        one_thread.__enter__()
+        assert blas_threads() == {1}
+        one_thread.__exit__(None, None, None)
+        assert blas_threads() == {1}, "the other is still there"
+        one_thread.__exit__(None, None, None)
+        assert blas_threads() == {2}
+
+
+TRAINED = """
+import hashlib, sys, tempfile
+import torch
+import gradtrace as gt
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(300, 400), torch.nn.Tanh(), torch.nn.Linear(400, 300))
+optimizer, x = torch.optim.Adam(model.parameters()), torch.randn(1200, 300)
+groups = ["a" if n % 3 else "b" for n in range(len(x))]
+
+def train(step):
+    for _ in range(5):
+        with step(groups=groups):
+            (model(x) - x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+if sys.argv[1] == "recorded":
+    with tempfile.TemporaryDirectory() as folder, gt.record(model, folder + "/run.zarr") as recorder:
+        train(recorder.step)
+else:
+    from contextlib import nullcontext
+    train(lambda groups: nullcontext())
+weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+print(torch.get_num_threads(), hashlib.sha256(weights).hexdigest())
+"""
+
+
+def test_training_on_several_threads_is_bitwise_what_it_would_be_alone() -> None:
+    """In processes of their own: how many threads torch was told to use is a state of the process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    alone, recorded = (
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", TRAINED, how],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for how in ("alone", "recorded")
+    )
+    assert alone.startswith("2 ")
+    assert recorded == alone
 
 
 def test_an_error_of_one_item_is_raised_when_all_have_ended() -> None:

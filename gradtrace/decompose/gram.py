@@ -16,7 +16,7 @@ from gradtrace.decompose.dense import all_finite, double, double_of
 from gradtrace.decompose.lapack import squared
 from gradtrace.decompose.problem import Problem
 
-COLUMNS = 256  # that are computed at once: the upper half is left out in so many steps
+COLUMNS = 256  # of a block: the upper half is left out in so many steps
 MOST_WIDENED = 2**18  # numbers that are converted to double precision at once
 
 
@@ -39,18 +39,11 @@ class Gram:
 
     def plus(self, rows: Tensor) -> Gram:
         blocks, width = list(self.blocks), rows.shape[1]
-        at_once = rows.device.type == "cpu" and not rows.is_complex()
         for place, some in enumerate(rows.split(max(4 * COLUMNS, MOST_WIDENED // max(width, 1)))):
-            wide = double(some)
-            whole = squared(wide) if at_once else None
+            whole = squared(double(some))
             for b, block in enumerate(blocks):
-                here = slice(b * COLUMNS, (b + 1) * COLUMNS)
-                if whole is not None:
-                    part = whole[here.start :, here]
-                    blocks[b] = block.add_(part) if place else block + part
-                else:
-                    left, right = wide[:, here.start :].mH, wide[:, here]
-                    blocks[b] = block.addmm_(left, right) if place else torch.addmm(block, left, right)
+                part = whole[b * COLUMNS :, b * COLUMNS : (b + 1) * COLUMNS]
+                blocks[b] = block.add_(part) if place else block + part
         return Gram(blocks)
 
     @cached_property
@@ -86,9 +79,7 @@ def rounded_problem(parts: Sequence[Tensor]) -> Problem:
         return sum(map(double, parts[1:]), double(parts[0])) if len(parts) > 1 else parts[0]
 
     def gram() -> Tensor:
-        tall = total() if rows >= columns else total().T
-        at_once = device.type == "cpu" and not tall.is_complex()
-        return squared(double(tall)) if at_once else Gram.of(tall).full()
+        return squared(double(total() if rows >= columns else total().T))
 
     if side == 1:
         return Problem("matrix", (rows, columns), dtype, device, lambda: double(total()))

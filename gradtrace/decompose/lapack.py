@@ -6,9 +6,8 @@ AMD processor, and half of it for a product of a matrix with its own transpose.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,19 +39,35 @@ def singular_values(matrices: Tensor) -> Tensor:
         raise NotConvergedError(str(error)) from error
 
 
-def squared(tall: Tensor) -> Tensor:
-    """(n, n) of a real matrix (m, n) on the CPU: its transpose times itself, by a routine that knows both are one."""
-    rows = tall.numpy()
-    return torch.from_numpy(rows.T @ rows)
+def squared(rows: Tensor) -> Tensor:
+    """(n, n) AᴴA of a matrix A (m, n)."""
+    if rows.device.type == "cpu" and not rows.is_complex():
+        known = rows.numpy()
+        return torch.from_numpy(known.T @ known)  # which computes half of it
+    return rows.mH @ rows
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps numpy's BLAS, in the whole process, to one thread a call."""
-    with _controller().limit(limits=1):
-        yield
+class _Limit:
+    """Numpy's BLAS kept to one thread a call as long as anybody wants that: the last to leave restores what was."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._controller: ThreadpoolController | None = None
+        self._limiter: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._controller = self._controller or ThreadpoolController().select(user_api="blas")
+                self._limiter = self._controller.limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limiter.restore_original_limits()
 
 
-@functools.cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
+one_thread = _Limit()

@@ -17,7 +17,7 @@ class Problem:
     """The singular values of one matrix.
 
     form: "gram", where `build` gives the lower half of its Gram matrix, or "matrix", where it gives itself. sides: what
-    `build` gives has. build: to be called once, on any thread. most: no more singular values than these can differ
+    `build` gives has. build: may be called on any thread, and again. most: no more singular values than these differ
     from zero.
     """
 
