@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from gradtrace.graph import OpGraph
     from gradtrace.inputs import Inputs
     from gradtrace.measure import spectra, trace
-    from gradtrace.planned import Plan
-    from gradtrace.planning import plan
+    from gradtrace.planning.plan import plan
+    from gradtrace.planning.planned import Plan
     from gradtrace.recorder import Recorder, record
     from gradtrace.store.reader import Run, open_run
 
@@ -22,11 +22,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Inputs": "gradtrace.inputs",
     "OpGraph": "gradtrace.graph",
-    "Plan": "gradtrace.planned",
+    "Plan": "gradtrace.planning.planned",
     "Recorder": "gradtrace.recorder",
     "Run": "gradtrace.store.reader",
     "open_run": "gradtrace.store.reader",
-    "plan": "gradtrace.planning",
+    "plan": "gradtrace.planning.plan",
     "record": "gradtrace.recorder",
     "spectra": "gradtrace.measure",
     "trace": "gradtrace.measure",

@@ -18,9 +18,9 @@ from gradtrace.finish import infos
 from gradtrace.graphing import graph_of
 from gradtrace.groups import ALL
 from gradtrace.measure import _traced, checked_coupling
-from gradtrace.planned import Plan, costs_of
-from gradtrace.planning import plan
-from gradtrace.rates import Rates
+from gradtrace.planning.plan import plan
+from gradtrace.planning.planned import Plan, costs_of
+from gradtrace.planning.rates import Rates
 from gradtrace.rehearsal import Subject, plain_step
 from gradtrace.selection import select
 from gradtrace.session import Session
@@ -155,7 +155,7 @@ def examine(
 
     Runs one plain step and one or more traced ones, on substitutes for parameters and buffers: nothing is trained, and
     the random state is left as it was. The options are those of `gradtrace.record` and `gradtrace train`; `rates`, of
-    `gradtrace.rates.measured_rates`, let the plan tell seconds.
+    `gradtrace.planning.rates.measured_rates`, let the plan tell seconds.
     Raises StudyError where the study's own code fails, naming the function and the line.
     """
     settings = Settings(KINDS, sample_dim, checked_coupling(coupling))

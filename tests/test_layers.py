@@ -7,6 +7,7 @@ import graphlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ LAYERS = (
     *("gather", "audit", "owner_audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
     *("graph", "sizes", "graphing", "probing", "measure", "variables", "func", "recorder"),  # what users call
-    *("partition", "rates", "ways", "planned", "planning"),  # what it will take, before it is done
+    "planning",  # what it will take, before it is done
     "door",  # `import gradtrace`: the public names
     "training",
     *("evidence", "advice", "rehearsal", "checkup"),  # what `gradtrace doctor` says
@@ -69,6 +70,13 @@ def imports(path: Path) -> Iterator[str]:
 
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def test_every_package_is_installed() -> None:
+    """From a checkout all of them are found; from a wheel only what is listed."""
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "gradtrace").rglob("__init__.py")}
+    assert found | {"gradtrace_plugins"} == listed
 
 
 def test_every_module_has_a_layer() -> None:

@@ -24,8 +24,8 @@ from gradtrace.finish import _summary
 from gradtrace.groups import MOST_CELLS
 from gradtrace.kinds import KindRows, LookupRows
 from gradtrace.measure import _traced
-from gradtrace.planned import COLUMNS
-from gradtrace.rates import Rates
+from gradtrace.planning.planned import COLUMNS
+from gradtrace.planning.rates import Rates
 from gradtrace.session import Session
 from gradtrace.settings import Settings
 from gradtrace.shadow import any_loss

@@ -81,7 +81,7 @@ def command(
     what recording will cost. Ends with exit code 1 if a parameter is ungrouped or fails an audit.
     """
     from gradtrace.checkup import examine
-    from gradtrace.rates import measured_rates
+    from gradtrace.planning.rates import measured_rates
     from gradtrace.study import load_study
     from gradtrace.training import _device
 
@@ -112,7 +112,7 @@ def _write(found: Checkup, rows: Sequence[ParameterCheck], output: Output) -> No
 
 
 def _write_plan(found: Checkup, output: Output) -> None:
-    from gradtrace.planned import COLUMNS as PLANNED
+    from gradtrace.planning.planned import COLUMNS as PLANNED
 
     if output.format != "table":
         output.write(PLANNED, found.plan.rows())

@@ -19,7 +19,7 @@ from gradtrace.checkup import ParameterCheck
 from gradtrace.cli import main
 from gradtrace.cli.doctor import COLUMNS, SHOWN, command
 from gradtrace.cli.output import FORMATS
-from gradtrace.planned import COLUMNS as PLANNED
+from gradtrace.planning.planned import COLUMNS as PLANNED
 
 Cli = Callable[..., Result]
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "cli-doctor.md"

@@ -11,15 +11,15 @@ from gradtrace.decompose.problem import flops_of
 from gradtrace.errors import SelectionError
 from gradtrace.graph import OpGraph, Sizes
 from gradtrace.metrics import WHOLE
-from gradtrace.partition import Partition
-from gradtrace.planned import Entry, Plan
-from gradtrace.rates import Rates
+from gradtrace.planning.partition import Partition
+from gradtrace.planning.planned import Entry, Plan
+from gradtrace.planning.rates import Rates
+from gradtrace.planning.ways import Work, gradient_work, kind_work, step_flops
 from gradtrace.selection import checked_kinds
 from gradtrace.store.rows import KINDS
 from gradtrace.store.schema import width_class
-from gradtrace.ways import Work, gradient_work, kind_work, step_flops
 
-PARTS = 3  # of a step's cost that a store keeps apart: survey, reduce, decompose
+PARTS = 7  # of a step's cost: survey, reduce, decompose, waited, step, plain, period
 
 
 def plan(
@@ -36,7 +36,7 @@ def plan(
 
     graph: of `trace`, on a batch as large as those of the training. groups: labels of that batch as for `spectra`, or a
     mapping from grouping to how many labels it has; without it the whole alone. kinds, keep, every: as for `record`.
-    steps: of the training, for the size of the store. rates: of a machine, from `gradtrace.rates.measured_rates`.
+    steps: of the training, for the size of the store. rates: of a machine, by `planning.rates.measured_rates`.
 
     Nothing is run and no clock is read. Samples count as having equally many rows: those of packed sequences or routed
     tokens do not, and then the sizes of groups are only about right.

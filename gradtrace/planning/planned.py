@@ -10,7 +10,7 @@ from typing import Any
 
 from gradtrace.decompose.problem import flops_of
 from gradtrace.graph import table
-from gradtrace.ways import Shape
+from gradtrace.planning.ways import Shape
 
 COLUMNS = ("parameter", "op", "kind", "way", "m", "p", "q", "shared", "decomposed", "flops", "bytes", "seconds")
 WIDE = 120  # characters in a line of the table

@@ -17,7 +17,7 @@ from gradtrace.decompose.dense import double_of, is_exact
 from gradtrace.decompose.gram import COLUMNS
 from gradtrace.graph import Sizes
 from gradtrace.kinds import rows_pending
-from gradtrace.partition import Partition, Share
+from gradtrace.planning.partition import Partition, Share
 
 Shape = tuple[str, tuple[int, int], str]  # form of a decomposition ("gram", "matrix"), sides, dtype
 

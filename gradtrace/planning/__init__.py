@@ -1,0 +1,1 @@
+"""What tracing will take, before it is done: `gradtrace.plan`."""
