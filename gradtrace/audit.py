@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,13 +81,16 @@ class Audit:
 
     def compare(self, gathered: Gathered) -> None:
         """The residual of every parameter of which something was gathered per group."""
-        largest = max((float(torch.linalg.vector_norm(g)) for g in self.reference.values()), default=0.0)
+        negligible = functools.cache(self._negligible)
         for name, reference in self.reference.items():
             if gathered.rung_of(name).names:
-                self.residuals[name] = _residual(gathered.sum_of(name), reference, NEGLIGIBLE * largest)
+                self.residuals[name] = _residual(gathered.sum_of(name), reference, negligible)
+
+    def _negligible(self) -> float:
+        return NEGLIGIBLE * max(float(torch.linalg.vector_norm(g)) for g in self.reference.values())
 
 
-def _residual(total: ParameterSum, reference: Tensor, negligible: float) -> float:
+def _residual(total: ParameterSum, reference: Tensor, negligible: Callable[[], float]) -> float:
     """Estimated from products with a few orthonormal random vectors, so that no gradient need be formed."""
     sides = total.gradient.sides
     dtype = torch.promote_types(reference.dtype, torch.float32)  # as exact as the gradient itself
@@ -94,7 +98,7 @@ def _residual(total: ParameterSum, reference: Tensor, negligible: float) -> floa
     expected = reference.reshape(sides).to(dtype) @ probes
     size = float(torch.linalg.vector_norm(total.gradient.times(probes).to(dtype) - expected))
     size *= (sides[1] / probes.shape[1]) ** 0.5
-    floor = total.scale if total.scale > 0 else max(_mass(total), negligible)  # no scale where no factors are known
+    floor = total.scale if total.scale > 0 else max(_mass(total), negligible())  # no scale where no factors are known
     return size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))
 
 

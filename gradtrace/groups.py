@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -50,7 +51,7 @@ def check_types(labels: Labels | None, known: dict[str, tuple[str, Label]]) -> N
     known: per grouping the type met so far and a label of it; added to.
     """
     for grouping, values in labels.of.items() if labels else ():
-        for label in values:
+        for label in dict.fromkeys(values):
             if label is None:
                 continue
             kind = "integer" if isinstance(label, int) else "string"
@@ -88,7 +89,8 @@ def _labels(name: str, values: Any) -> tuple[Label, ...]:
         raise GroupError(
             f"Grouping {name!r} is {type(values).__name__}; give one label per sample, as a sequence."
         ) from error
-    return tuple(_label(name, item) for item in items)
+    plain = all(type(item) is str for item in items)
+    return tuple(items if plain else (_label(name, item) for item in items))
 
 
 def _plain(item: Any) -> Any:
@@ -148,8 +150,8 @@ class Cells:
         if len(self._cells) > MOST_CELLS:
             refuse_cells({g: len({key[i] for key in self._cells}) for i, g in enumerate(self.groupings)})
         if count:
-            for cell in of_sample:
-                self.counts[cell] = self.counts.get(cell, 0) + 1
+            for cell, number in Counter(of_sample).items():
+                self.counts[cell] = self.counts.get(cell, 0) + number
         return torch.tensor([*of_sample, self.OWNERLESS])
 
     @property

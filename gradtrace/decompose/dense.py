@@ -6,6 +6,7 @@ What was computed in double precision is decomposed itself. What has single prec
 
 from __future__ import annotations
 
+import cmath
 import math
 
 import torch
@@ -30,8 +31,8 @@ def double(values: Tensor) -> Tensor:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; one pass over them, and no copy."""
-    if not values.numel():
+    """Whether no entry is NaN or infinite; no copy, and one pass over them unless their sum is not finite."""
+    if cmath.isfinite(values.sum().item()):
         return True
     real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     return all(map(math.isfinite, torch.stack(torch.aminmax(real)).tolist()))  # a NaN anywhere is both
