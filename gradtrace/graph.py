@@ -16,7 +16,8 @@ class Sizes:
     form: `outer` (a product of rows), `lookup`, `elements`, `batched` or `product`, where an adapter factors the op,
     and `local` where none does. direct: whether the parameter itself enters the op, index moves aside.
     rows: of A and D. activation, adjoint: their numbers of columns; of a lookup's A the height of its table; None where
-    there is no such matrix. owned: whether rows have owners. dtype: of the adjoint.
+    there is no such matrix. owned: whether rows have owners. dtype: of the adjoint. replayed: whether the op is run
+    once more to know its rows.
     """
 
     op: str
@@ -28,6 +29,7 @@ class Sizes:
     adjoint: int | None
     owned: bool
     dtype: str
+    replayed: bool = False
 
     def __str__(self) -> str:
         matrices = [

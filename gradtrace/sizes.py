@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradtrace.adapters import is_joint
 from gradtrace.contributions import Factored, Local
 from gradtrace.factors import BatchedFactors, ElementFactors, LookupFactors
 from gradtrace.gather import Gathered
@@ -30,10 +31,8 @@ class Sizing(Gathered):
         names = [name for name in sorted(value.parameters) if name in self._parameters]
         if names:
             form, rows, activation, adjoint, dtype = self._of(part)
-            direct = value.moves is not None
-            self.by_op.setdefault(op.number, []).extend(
-                Sizes("", name, form, direct, rows, activation, adjoint, owned, dtype) for name in names
-            )
+            facts = value.moves is not None, rows, activation, adjoint, owned, dtype, is_joint(part.operand.adapter)
+            self.by_op.setdefault(op.number, []).extend(Sizes("", name, form, *facts) for name in names)
         super().take(op, part, *rest, owned=owned)
 
     def _of(self, part: Factored | Local) -> tuple[str, int, int | None, int | None, str]:

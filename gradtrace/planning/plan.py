@@ -19,7 +19,7 @@ from gradtrace.selection import checked_kinds
 from gradtrace.store.rows import KINDS
 from gradtrace.store.schema import width_class
 
-PARTS = 7  # of a step's cost: survey, reduce, decompose, waited, step, plain, period
+PARTS = 8  # of a step's cost at most: survey, reduce, decompose, waited, behind, step, plain, period
 
 
 def plan(
@@ -109,8 +109,8 @@ def _entry(
     flops = work.single + work.double + whole + sum(flops_of(form, sides) for form, sides in shapes)
     seconds = math.nan
     if rates is not None:
-        seconds = (work.single + whole) / rates.single + work.double / rates.double
-        seconds += sum(rates.seconds(form, sides) for form, sides in shapes) / rates.workers
+        seconds = (work.single + whole) / rates.single + work.touched / rates.copied + work.calls * rates.call
+        seconds += (work.double / rates.double + sum(rates.seconds(*shape) for shape in shapes)) / rates.workers
     facts |= {"decomposed": work.decomposed, "bytes": work.held, "pulls": work.pulls}
     return Entry(**facts, flops=flops, seconds=seconds)
 

@@ -214,10 +214,11 @@ def _summary(found: Plan) -> Iterator[str]:
 def costs_of(found: Plan, step_seconds: float) -> tuple[str, ...]:
     """The costs beside a plain step of so many seconds: a few lines."""
     ratio, every = found.overhead(step_seconds), found.every_for(BUDGET, step_seconds)
-    taken = "" if math.isnan(found.seconds) else f"{time_of(found.seconds)} beside {time_of(step_seconds)}: "
+    timed = f"{time_of(found.seconds)} beside {time_of(step_seconds)}"
+    known = "by flops alone" if math.isnan(found.seconds) else timed
     lines = [
-        f"Recording adds about {ratio:.2g} times a plain step to it ({taken}products and decompositions alone); "
-        f"every={every} keeps it below {BUDGET:.0%}."
+        f"Recording adds about {ratio:.2g} times a plain step to it ({known}); every={every} keeps it "
+        f"below {BUDGET:.0%}."
     ]
     if found.pulls:
         lines.append(f"Besides, {found.pulls} passes back through single ops, whose cost is not known before.")

@@ -16,9 +16,11 @@ from gradtrace.decompose import lapack
 from gradtrace.decompose.problem import flops_of
 from gradtrace.schedule import on_one_thread
 
-SIZES = (8, 48, 192)
+SIZES = (8, 48, 192, 512)
 PRODUCT = 384  # rows and columns of the matrices that are multiplied
-REPEATS = 3  # of which the fastest counts
+COPIED = 2**21  # numbers of a tensor that is copied
+SMALL = 64  # numbers of one that is nothing but a call
+REPEATS = 2  # of which the faster counts
 
 CUBES = {"gram": 4 / 3, "matrix": 8 / 3, "qr": 4 / 3}  # flops of an n x n one, in n cubed
 
@@ -27,9 +29,10 @@ CUBES = {"gram": 4 / 3, "matrix": 8 / 3, "qr": 4 / 3}  # flops of an n x n one, 
 class Rates:
     """What a machine can do.
 
-    single, double: flops per second of products in that precision. gram (eigenvalues of a symmetric matrix), matrix
-    (singular values of any), qr: pairs of a square matrix's side and the seconds that one takes, in double precision,
-    sides ascending. workers: how many decompositions run beside each other.
+    single: flops per second of products, with all threads. double: the same in double precision of one worker, for
+    Gram matrices, of which half is computed. gram (eigenvalues of a symmetric matrix), matrix (singular values of any),
+    qr: pairs of a square matrix's side and the seconds that one takes, in double precision, sides ascending. workers:
+    how many of these run beside each other. copied: bytes per second. call: seconds of a call on a small tensor.
     """
 
     single: float
@@ -38,6 +41,8 @@ class Rates:
     matrix: tuple[tuple[int, float], ...]
     qr: tuple[tuple[int, float], ...]
     workers: int = 1
+    copied: float = math.inf
+    call: float = 0.0
 
     def seconds(self, form: str, sides: tuple[int, int]) -> float:
         """Of one decomposition: those measured, and between them and beyond by as many flops."""
@@ -57,16 +62,19 @@ class Rates:
 
 @functools.cache
 def measured_rates(device: torch.device) -> Rates:
-    """The rates of a device, measured once, within half a second on a CPU. Decompositions have one thread each."""
+    """The rates of a device, measured once, within a second on a CPU. Decompositions have one thread each."""
     draw = torch.Generator().manual_seed(0)
     square = {n: torch.randn(n, n, dtype=torch.float64, generator=draw).to(device) for n in (*SIZES, PRODUCT)}
-    whole, flops = square[PRODUCT], 2 * PRODUCT**3
-    single, double = (flops / _fastest(_product, matrix) for matrix in (whole.float(), whole))
+    whole = square[PRODUCT]
+    single = 2 * PRODUCT**3 / _fastest(_product, whole.float())
     ways = {"gram": lapack.eigenvalues, "matrix": lapack.singular_values, "qr": _triangle}
     workers = torch.get_num_threads() if device.type == "cpu" else 1
+    large, small = (torch.zeros(numbers, device=device) for numbers in (COPIED, SMALL))
+    copied, call = 4 * COPIED / _fastest(torch.clone, large), _fastest(torch.clone, small)
     with on_one_thread():
+        double = PRODUCT**3 / _fastest(lapack.squared, whole)
         timed = {form: tuple((n, _fastest(way, square[n])) for n in SIZES) for form, way in ways.items()}
-    return Rates(single, double, workers=workers, **timed)
+    return Rates(single, double, workers=workers, copied=copied, call=call, **timed)
 
 
 def _product(matrix: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ from gradtrace.planning.partition import Partition, Share
 
 Shape = tuple[str, tuple[int, int], str]  # form of a decomposition ("gram", "matrix"), sides, dtype
 
+# Counted in profiles of small models, where nothing else takes time: norms, audits, owners, metrics, the row's arrays.
+CALLS_OF_GRADIENT, CALLS_OF_KIND = 250, 80
+PASSES_OF_GRADIENT, PASSES_OF_KIND = 5, 3  # over the rows of A and D: their norms, those of a cell, their products
+
 
 @dataclass(frozen=True)
 class Work:
@@ -28,7 +32,8 @@ class Work:
 
     decomposed: per group the matrix whose singular values are taken. triangles: the sides of what QR is run on before.
     single, double: flops of products, by precision. held: bytes at the end of the backward pass. pulls: passes back
-    through an op, whose cost nobody knows beforehand. passes: backward passes over the whole graph.
+    through an op, whose cost nobody knows beforehand. passes: backward passes over the whole graph. touched: bytes that
+    are copied or read once more. calls: on tensors, however small.
     """
 
     way: str
@@ -42,6 +47,8 @@ class Work:
     held: int = 0
     pulls: int = 0
     passes: int = 0
+    touched: float = 0.0
+    calls: int = 0
 
 
 def cells_computed(use: Sizes, cells: int, *, alone: bool) -> int:
@@ -55,6 +62,13 @@ def cells_computed(use: Sizes, cells: int, *, alone: bool) -> int:
 
 def gradient_work(info: Mapping[str, Any], uses: Sequence[Sizes], partition: Partition) -> Work:
     """Of a parameter's gradient; `info` is what the graph says of it."""
+    found = _gradient_work(info, uses, partition)
+    touched = sum(use.rows * _columns(use) * _dtype(use.dtype).itemsize for use in uses)
+    replayed = sum(4.0 * use.rows * (use.activation or 0) * (use.adjoint or 0) for use in uses if use.replayed)
+    return replace(found, single=found.single + replayed, touched=PASSES_OF_GRADIENT * touched, calls=CALLS_OF_GRADIENT)
+
+
+def _gradient_work(info: Mapping[str, Any], uses: Sequence[Sizes], partition: Partition) -> Work:
     sides = p, q = matrix_shape(info["shape"])
     side, rows = min(sides), sum(use.rows for use in uses)
     dtype = _coarsest(info, uses)
@@ -81,6 +95,12 @@ def gradient_work(info: Mapping[str, Any], uses: Sequence[Sizes], partition: Par
 
 def kind_work(kind: str, uses: Sequence[Sizes], partition: Partition, *, kept: bool) -> Work:
     """Of a parameter's activations or adjoints; `kept`: its gradient keeps the same rows anyway."""
+    found = _kind_work(kind, uses, partition, kept=kept)
+    touched = 0 if found.way == "lookup" else math.prod(found.sides) * _dtype(uses[0].dtype).itemsize
+    return replace(found, touched=float(PASSES_OF_KIND * touched), calls=CALLS_OF_KIND)
+
+
+def _kind_work(kind: str, uses: Sequence[Sizes], partition: Partition, *, kept: bool) -> Work:
     rows, width = sum(use.rows for use in uses), max((getattr(use, kind) or 0 for use in uses), default=0)
     cells = _cells_of(uses, partition)
     if kind == "activation" and any(use.form == "lookup" for use in uses):
@@ -210,8 +230,13 @@ def _counts(uses: Sequence[Sizes], partition: Partition) -> list[int]:
 
 
 def _gram_flops(rows: int, width: int) -> float:
-    """Of the lower half of the Gram matrix of (rows, width), some columns at a time."""
-    return float(2 * rows * _gram_numbers(width))
+    """Of half the Gram matrix of (rows, width)."""
+    return float(rows * width**2)
+
+
+def _columns(use: Sizes) -> int:
+    """Of A and D together; of a lookup's A there is one number in a row."""
+    return (1 if use.form == "lookup" else use.activation or 0) + (use.adjoint or 0)
 
 
 def _gram_numbers(width: int) -> int:
