@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from gradtrace.decompose.gram import rounded_problem
 from gradtrace.decompose.problem import Problem, summed_problem
 from gradtrace.factors import LookupFactors, Norms
 from gradtrace.kinds import KindRows, LookupRows, Shared
+from gradtrace.sources import Source
 
 PROBES = 4  # random vectors that stand for a gradient that is never formed
 
@@ -32,6 +34,7 @@ class GradientSum:
     dense: dict[int, Tensor] = field(default_factory=dict)
     n_rows: int = 0
     left: dict[int, Tensor] = field(default_factory=dict)  # cell left to subtraction -> its gradient times the probes
+    small: SmallFactors | None = None  # the parts, decomposed
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -89,7 +92,8 @@ class GradientSum:
             for cell in torch.unique(cells).tolist():
                 if cell == leave:
                     seen = right @ probes_of(self.sides[1], right.dtype, right.device)
-                    self.leave(cell, left.T @ seen.masked_fill_((cells != cell)[:, None], 0))
+                    seen.masked_fill_((cells != cell)[:, None], 0)
+                    self.leave(cell, (seen.T @ left).T)  # the other way about takes ten times as long
                     continue
                 index = (cells == cell).nonzero(as_tuple=True)[0]
                 gradient = left.index_select(0, index).T @ right.index_select(0, index)
@@ -97,7 +101,7 @@ class GradientSum:
 
     def times(self, probes: Tensor) -> Tensor:
         """(sum over cells of G) V for V = `probes_of` (q, k): how a gradient that is never formed is audited."""
-        total = sum(left.T @ (right @ probes.to(right.dtype)) for left, right, _ in self.parts)
+        total = sum(((right @ probes.to(right.dtype)).T @ left).T for left, right, _ in self.parts)
         for cell, gradient in self.dense.items():
             if cell not in self.left:  # that would be the whole again, whatever the others are
                 total = total + gradient.reshape(self.sides) @ probes.to(gradient.dtype)
@@ -105,10 +109,24 @@ class GradientSum:
             total = total + products
         return total if isinstance(total, Tensor) else probes.new_zeros(self.sides[0], probes.shape[1])
 
-    def small(self) -> SmallFactors:
-        """The rows kept as factors, decomposed once."""
-        left, right, cells = (torch.cat(list(parts)) for parts in zip(*self.parts, strict=True))
-        return SmallFactors.of(left, right, cells)
+    @property
+    def flops(self) -> float:
+        """About what `reduce` takes."""
+        return 2.0 * self.n_rows**2 * sum(self.sides) if self.is_factored else 0.0
+
+    def reduce(self) -> None:
+        """Decomposes the rows that were kept as factors, once for all groups.
+
+        Where some are not finite they become one dense tensor per cell: the groups of others can still be measured.
+        """
+        if not self.is_factored or self.small is not None:
+            return
+        columns = list(zip(*self.parts, strict=True))
+        small = SmallFactors.of(*(each[0] if len(each) == 1 else torch.cat(each) for each in columns))
+        if small.is_finite:
+            self.small = small
+        else:
+            self._fold()
 
 
 @dataclass
@@ -139,6 +157,16 @@ class ParameterSum:
             return
         setattr(self, kind, shared.plus(have, rows, cells))
 
+    def takes(self, kind: str, source: Source) -> bool:
+        """Whether the rows of a source can be folded as they are formed; else they are to be added by `add_rows`."""
+        have = getattr(self, kind)
+        start = KindRows(source.width) if have is None else have
+        return kind not in self.absent and isinstance(start, KindRows) and start.takes(source)
+
+    def add_source(self, kind: str, source: Source, cells: Tensor, shared: Shared) -> None:
+        """Adds the rows of a source that it `takes`."""
+        setattr(self, kind, shared.plus_source(getattr(self, kind), source, cells))
+
     def add_lookups(self, factors: LookupFactors, cells: Tensor) -> None:
         if "activation" in self.absent:
             return
@@ -158,21 +186,35 @@ class ParameterSum:
         """Adds the squared norms behind the rounding bound eps |A_g| |D_g|."""
         if not len(cells):
             return
-        squares = [norms.activation.square(), norms.adjoint.square()]
+        both = norms.activation, norms.adjoint
         if cells.device.type == "cpu":
-            sums = torch.stack([torch.bincount(cells, n) for n in squares], 1)
-            present = range(len(sums))
+            sums = np.stack([np.bincount(cells.numpy(), n.numpy() ** 2) for n in both], 1).tolist()
+            present: Sequence[int] = range(len(sums))
         else:  # there counting with weights is refused where algorithms have to be deterministic
-            present = torch.unique(cells).tolist()
-            sums = torch.stack([torch.stack([n.where(cells == c, 0).sum() for n in squares]) for c in present])
-        for cell, (a, d) in zip(present, sums.tolist(), strict=True):
+            present, squares = torch.unique(cells).tolist(), [n.square() for n in both]
+            sums = torch.stack([torch.stack([n.where(cells == c, 0).sum() for n in squares]) for c in present]).tolist()
+        for cell, (a, d) in zip(present, sums, strict=True):
             before = self.power.get(cell, (0.0, 0.0))
             self.power[cell] = (before[0] + a, before[1] + d)
 
-    def problem(self, cells: Sequence[int], small: SmallFactors | None) -> Problem | None:
+    @property
+    def unreduced(self) -> list[GradientSum | KindRows]:
+        """What is to be reduced before anything of it is decomposed."""
+        kinds = [rows for rows in (self.activation, self.adjoint) if isinstance(rows, KindRows)]
+        return [self.gradient, *kinds]
+
+    def part(self) -> None:
+        """Copies the rows that wait: they are those of the model, and training may write over them."""
+        gradient = self.gradient
+        gradient.parts = [(left.clone(), right.clone(), cells) for left, right, cells in gradient.parts]
+        for rows in (self.activation, self.adjoint):
+            if isinstance(rows, KindRows):
+                rows.part()
+
+    def problem(self, cells: Sequence[int]) -> Problem | None:
         """The singular values of the gradient summed over `cells`; None if nothing was gathered of them."""
-        if small is not None:
-            return small.problem(cells)
+        if self.gradient.small is not None:
+            return self.gradient.small.problem(cells)
         present = [self.gradient.dense[c].reshape(self.gradient.sides) for c in cells if c in self.gradient.dense]
         if not present:
             return None

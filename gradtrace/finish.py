@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 
 from gradtrace.audit import suspicion, tolerance
 from gradtrace.decompose.dense import all_finite
 from gradtrace.gather import Rung
 from gradtrace.metrics import RANK_RULE
+from gradtrace.schedule import on_one_thread
 from gradtrace.session import Session
 from gradtrace.store.rows import ParameterInfo, StepRow
-from gradtrace.summarise import GroupsOfStep, Summary, summarise
+from gradtrace.summarise import GroupsOfStep, Summary, reduce, summarise
 
 
 def judge(session: Session) -> None:
@@ -33,28 +36,58 @@ def judge(session: Session) -> None:
             session.retrace = True
 
 
-def step_row(session: Session, *, step: int, keep: int | None, loss_scale: float = 1.0, **about: Any) -> StepRow:
-    """The row of a step that had its backward pass; every parameter with a gradient is in it."""
-    began = time.perf_counter()
-    cells = session.cells.groups()
-    counts = np.array([session.cells.n_samples(c) for c in cells.values()], dtype=np.int64)
-    groups = GroupsOfStep(cells, counts, session.cells.n_cells)
-    measured = [n for n in session.parameters if n in session.audit.reference or n in session.gathered.sums]
-    parameters = summarise({name: _summary(session, name, groups, keep, loss_scale) for name in measured})
-    session.cost["decompose"] = time.perf_counter() - began
-    loss = float("nan") if session.loss is None else float(session.loss) / loss_scale
-    return StepRow(
-        step=step,
-        groups=tuple(cells),
-        n_samples=counts,
-        parameters=parameters,
-        loss=loss,
-        cost=dict(session.cost),
-        **about,
-    )
+class Pending:
+    """The row of a step that had its backward pass, with nothing decomposed yet; every parameter with a gradient is in
+    it."""
+
+    def __init__(self, session: Session, *, step: int, keep: int | None, loss_scale: float = 1.0, **about: Any) -> None:
+        cells = session.cells.groups()
+        counts = np.array([session.cells.n_samples(c) for c in cells.values()], dtype=np.int64)
+        self._groups = GroupsOfStep(cells, counts, session.cells.n_cells)
+        measured = [n for n in session.parameters if n in session.audit.reference or n in session.gathered.sums]
+        self._arguments = {name: _arguments(session, name) for name in measured}
+        self._same: dict[str, Any] = {"kinds": session.settings.kinds, "keep": keep, "loss_scale": loss_scale}
+        self._loss, self._cost = session.loss, dict(session.cost)
+        self._about = {"step": step, **about}
+        self._on_cpu = all(p.device.type == "cpu" for p in session.parameters.values())
+
+    def part(self) -> None:
+        """Copies what others may write over: afterwards `row` can be called while the training goes on."""
+        for arguments in self._arguments.values():
+            arguments["total"].part()
+
+    def summaries(self, *, workers: int | None = None) -> dict[str, Summary]:
+        """What every parameter's part of the row is made by."""
+        reduce([own["total"] for own in self._arguments.values()], workers=workers)
+        return {name: Summary(groups=self._groups, **self._same, **own) for name, own in self._arguments.items()}
+
+    def row(self, *, workers: int | None = None) -> StepRow:
+        """Decomposes everything, with so many threads: by default as many as torch computes with."""
+        began = time.perf_counter()
+        if not self._on_cpu:
+            workers = 1  # the device shares its work out itself
+        elif workers is None:
+            workers = torch.get_num_threads()
+        with on_one_thread() if self._on_cpu else nullcontext():
+            parameters = summarise(self.summaries(workers=workers), workers=workers)
+        loss = float("nan") if self._loss is None else float(self._loss) / self._same["loss_scale"]
+        return StepRow(
+            groups=tuple(self._groups.cells),
+            n_samples=self._groups.n_samples,
+            parameters=parameters,
+            loss=loss,
+            cost={**self._cost, "decompose": time.perf_counter() - began},
+            **self._about,
+        )
 
 
-def _summary(session: Session, name: str, groups: GroupsOfStep, keep: int | None, loss_scale: float) -> Summary:
+def step_row(session: Session, **about: Any) -> StepRow:
+    """The row of a step that had its backward pass: that of `Pending`, at once."""
+    return Pending(session, **about).row()
+
+
+def _arguments(session: Session, name: str) -> dict[str, Any]:
+    """What a parameter's `Summary` is made of."""
     ungrouped = is_ungrouped(session, name)
     total = session.gathered.sum_of(name)
     if ungrouped and name in session.audit.reference:
@@ -62,16 +95,12 @@ def _summary(session: Session, name: str, groups: GroupsOfStep, keep: int | None
         total = session.gathered.sum_of(name)
         total.gradient.add_dense({session.cells.OWNERLESS: session.audit.reference[name]})
         total.scale = float("nan")
-    return Summary(
-        total,
-        groups,
-        kinds=session.settings.kinds,
-        keep=keep,
-        ungrouped=ungrouped,
-        residual=session.audit.residuals.get(name, float("nan")),
-        owner_residual=session.owner_residuals.get(name, float("nan")),
-        loss_scale=loss_scale,
-    )
+    return {
+        "total": total,
+        "ungrouped": ungrouped,
+        "residual": session.audit.residuals.get(name, float("nan")),
+        "owner_residual": session.owner_residuals.get(name, float("nan")),
+    }
 
 
 def is_ungrouped(session: Session, name: str) -> bool:

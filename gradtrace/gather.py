@@ -175,17 +175,37 @@ class Gathered:
         if norms is not None:
             total.add_power(norms, cells[norms.owners])
         del norms  # of a convolution on volumes they are as large as a channel
+        wanted = [kind for kind in ("activation", "adjoint") if kind in self._kinds]
+        waiting = [kind for kind in wanted if not self._folded(total, kind, part.factors, cells, shared)]
+        if waiting:
+            self._take_blocks(total, waiting, part.factors, cells, shared)
+
+    def _folded(self, total: ParameterSum, kind: str, factors: Factors, cells: Tensor, shared: Shared) -> bool:
+        """Whether a kind's rows were folded as they were formed."""
+        source = factors.source(kind)
+        if source is None or not total.takes(kind, source):
+            return False
+        total.add_source(kind, source, cells[source.owners], shared)
+        return True
+
+    def _take_blocks(
+        self, total: ParameterSum, kinds: Sequence[str], factors: Factors, cells: Tensor, shared: Shared
+    ) -> None:
         found = False
-        for rows in part.factors.blocks() if set(self._kinds) - {"gradient"} else ():
+        for rows in factors.blocks():
             found = True
             of_row = cells[rows.owners]
-            if "adjoint" in self._kinds:
+            if "adjoint" in kinds:
                 total.add_rows("adjoint", rows.adjoint, of_row, shared)
-            if isinstance(part.factors, LookupFactors):
-                total.add_lookups(part.factors, of_row)
+            if "activation" not in kinds:
+                continue
+            if isinstance(factors, LookupFactors):
+                total.add_lookups(factors, of_row)
             elif rows.activation is None:
                 total.drop("activation", "a shift multiplies no activation")
-            elif "activation" in self._kinds:
+                if "adjoint" not in kinds:
+                    break
+            else:
                 total.add_rows("activation", rows.activation, of_row, shared)
         if not found:
             total.drop("activation", "its rows belong to several samples each")

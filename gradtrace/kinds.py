@@ -6,10 +6,10 @@ A *cell* is a set of samples that no grouping tells apart (a diagnosis and a sex
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from gradtrace.decompose.problem import Problem
 from gradtrace.decompose.tall import Tall
 from gradtrace.decompose.triangle import Triangle
 from gradtrace.schedule import beside
+from gradtrace.sources import Source
 
 MOST_PENDING = 2**18  # numbers in the rows that wait to be folded, unless two squares have more
+MOST_SQUARES = 2**21  # numbers in the Gram matrices that are made beside each other, unless one for each cell has more
 
 
 class KindRows:
@@ -43,6 +45,7 @@ class KindRows:
         self.folded, self._heights = dict(folded or {}), Counter(heights or {})
         self._few: tuple[Few, Places] | None = None
         self._problems: dict[tuple[int, ...], Problem | None] = {}
+        self._parted = False
 
     def plus(self, rows: Tensor, cells: Tensor) -> KindRows:
         """These and more rows (m, width), of `cells` (m,)."""
@@ -58,12 +61,46 @@ class KindRows:
                 found._fold()
         return found
 
+    def part(self) -> None:
+        """Copies the rows that wait, once: they are those of the model, and training may write over them."""
+        if not self._parted:
+            self.parts = tuple((rows.clone(), cells) for rows, cells in self.parts)
+        self._parted = True
+
+    def takes(self, source: Source) -> bool:
+        """Whether rows can be folded as they are formed: more of them than columns, and squared on the CPU."""
+        squared = not is_exact(source.values.dtype) and all(isinstance(one, Gram) for one in self.folded.values())
+        many = len(source.owners) * source.height >= self.width
+        return squared and many and source.values.device.type == "cpu" and source.width == self.width
+
+    def plus_source(self, source: Source, cells: Tensor) -> KindRows:
+        """These and all rows of a source, whose units are of `cells` (units,); the rows are never all formed."""
+        found = KindRows(self.width, self.parts, self.folded, self._heights)
+        found._fold()
+        tasks = list(_tasks(source, cells))
+        flops = len(cells) * source.height * self.width**2
+        squares = beside(lambda task: source.square(task[1]), tasks, flops=flops)
+        for (cell, units), square in zip(tasks, squares, strict=True):
+            have = found.folded.get(cell)
+            assert have is None or isinstance(have, Gram)
+            found.folded[cell] = Gram.of_square(square) if have is None else have.plus_square(square)
+            found._heights[cell] += len(units) * source.height
+        return found
+
+    @property
+    def _waiting(self) -> int:
+        return sum(len(part) for part, _ in self.parts)
+
+    @property
+    def flops(self) -> float:
+        """About what `reduce` takes."""
+        return float(self._waiting * self.width * min(self._waiting, self.width)) if self._few is None else 0.0
+
     def reduce(self) -> None:
         """Makes them ready for `problem`."""
-        waiting = sum(len(part) for part, _ in self.parts)
-        if self.folded or waiting >= self.width:
+        if self.folded or self._waiting >= self.width:
             self._fold()
-        elif waiting and self._few is None:
+        elif self.parts and self._few is None:
             parts, cells = zip(*self.parts, strict=True)
             self._few = Few(_together(parts)), Places(_together(cells))
 
@@ -112,6 +149,15 @@ class KindRows:
         return type(found[0]).problem(found, most=most) if found else None
 
 
+def _tasks(source: Source, cells: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The units of every cell, in a few parts each: the same, whoever works on them."""
+    index = {cell: (cells == cell).nonzero(as_tuple=True)[0] for cell in torch.unique(cells).tolist()}
+    parts = max(MOST_SQUARES // (source.width**2 * len(index)), 1)
+    fewest = max(math.ceil(16 * source.most_rows / max(source.height, 1)), 1)
+    for cell, units in index.items():
+        yield from ((cell, some) for some in units.split(max(math.ceil(len(units) / parts), fewest)))
+
+
 def rows_pending(width: int) -> int:
     """How many rows wait to be folded."""
     return max(2 * width, MOST_PENDING // max(width, 1))
@@ -133,16 +179,24 @@ class Shared:
     """
 
     alive: frozenset[int]
-    _found: dict[tuple[Any, ...], tuple[Tensor, KindRows]] = field(default_factory=dict)
+    _found: dict[Hashable, tuple[Tensor, KindRows]] = field(default_factory=dict)
 
     def plus(self, have: KindRows | None, rows: Tensor, cells: Tensor) -> KindRows:
         """`have` and more rows; None stands for no rows yet."""
         before = KindRows(rows.shape[1]) if have is None else have
-        if rows.untyped_storage().data_ptr() not in self.alive:
-            return before.plus(rows, cells)
-        key = (id(have), rows.data_ptr(), tuple(rows.shape), rows.stride(), rows.dtype, rows.is_conj())
+        key = rows.data_ptr(), tuple(rows.shape), rows.stride(), rows.dtype, rows.is_conj()
+        return self._once(rows, (id(have), *key), cells, lambda: before.plus(rows, cells))
+
+    def plus_source(self, have: KindRows | None, source: Source, cells: Tensor) -> KindRows:
+        """`have` and all rows of a source that it `takes`."""
+        before = KindRows(source.width) if have is None else have
+        return self._once(source.values, (id(have), source.key), cells, lambda: before.plus_source(source, cells))
+
+    def _once(self, values: Tensor, key: Hashable, cells: Tensor, add: Callable[[], KindRows]) -> KindRows:
+        if values.untyped_storage().data_ptr() not in self.alive:
+            return add()
         if key not in self._found or not torch.equal(self._found[key][0], cells):
-            self._found[key] = (cells, before.plus(rows, cells))
+            self._found[key] = (cells, add())
         return self._found[key][1]
 
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from gradtrace import __version__
 from gradtrace.adapters import Adapter, registry
+from gradtrace.behind import Behind
 from gradtrace.cadence import Cadence, checked_cadence
 from gradtrace.errors import CaptureError, GradtraceError
-from gradtrace.finish import infos, judge, step_row
+from gradtrace.finish import Pending, infos, judge, step_row
 from gradtrace.measure import checked_coupling, checked_keep
 from gradtrace.probing import measure_batches
 from gradtrace.selection import checked_kinds, select
@@ -30,6 +31,8 @@ from gradtrace.settings import Settings
 from gradtrace.store.rows import KINDS, ParameterInfo
 from gradtrace.store.writer import RunWriter
 from gradtrace.survey import Memory
+
+TRACING = ("survey", "reduce", "decompose", "waited")  # parts of the cost for which the training waits
 
 
 def record(
@@ -46,6 +49,7 @@ def record(
     adapters: Mapping[str, str] | Sequence[Adapter] | None = None,
     scaler: Any = None,
     attrs: Mapping[str, Any] | None = None,
+    behind: bool | None = None,
 ) -> Recorder:
     """A recorder that writes the spectra of every `every`-th training step to a new store at `path`.
 
@@ -55,11 +59,16 @@ def record(
 
     budget: instead of `every`, the fraction of the training time that tracing may add, above 0 and at most 1. The first
     thirty-odd steps calibrate a cadence, which is then fixed, and stored as the run's `every`.
+
+    behind: whether steps are decomposed on a thread behind the training, which goes on meanwhile; at most two steps
+    wait there. By default where the model is on an accelerator. On a CPU it pays where torch leaves cores idle; numpy's
+    BLAS is then kept to one thread while something is decomposed.
     """
     cadence = checked_cadence(every, budget)
     settings = Settings(checked_kinds(kinds), sample_dim, checked_coupling(coupling))
+    behind = _device_of(model).type != "cpu" if behind is None else behind
     return Recorder(
-        model, path, cadence, settings, checked_keep(keep), parameters, registry(adapters), scaler, attrs or {}
+        model, path, cadence, settings, checked_keep(keep), parameters, registry(adapters), scaler, attrs or {}, behind
     )
 
 
@@ -87,7 +96,7 @@ class Recorder:
 
     def __init__(
         self, model: nn.Module, path: str | os.PathLike[str], cadence: Cadence, settings: Settings, keep: int | None,
-        parameters: str | Sequence[str] | None, adapters: Any, scaler: Any, attrs: Mapping[str, Any],
+        parameters: str | Sequence[str] | None, adapters: Any, scaler: Any, attrs: Mapping[str, Any], behind: bool,
     ) -> None:  # fmt: skip
         self._model, self._cadence, self._settings, self._keep = model, cadence, settings, keep
         _, self._excluded = select(model, parameters)
@@ -100,6 +109,7 @@ class Recorder:
         self._running = False
         self._closed = False
         self._waited = 0.0
+        self._behind = Behind(_device_of(model)) if behind else None
         self._writer = RunWriter(
             path, attrs={**self._provenance(), **attrs}, kinds=settings.kinds, keep=keep, parameters=()
         )
@@ -126,10 +136,16 @@ class Recorder:
     def close(self) -> None:
         """Commits every step and closes the store."""
         self._closed = True
-        self._writer.close()
+        try:
+            if self._behind is not None:
+                self._behind.close()
+        finally:
+            self._writer.close()
 
     def flush(self) -> None:
         """Returns when every step so far is committed."""
+        if self._behind is not None:
+            self._behind.wait()
         self._writer.flush()
 
     @contextmanager
@@ -178,7 +194,7 @@ class Recorder:
     ) -> None:
         judge(session)
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
-        row = step_row(
+        pending = Pending(
             session,
             step=number,
             keep=self._keep,
@@ -188,11 +204,23 @@ class Recorder:
         )
         session.memory.steps += 1
         self._describe(infos(session))
-        tracing = {**row.cost, "waited": self._waited}
-        laps = {"plain": self._cadence.plain, "period": self._cadence.period}
-        cost = {**tracing, "step": time.perf_counter() - began, **laps}
-        self._waited = self._writer.append(replace(row, cost=cost))
-        self._cadence.traced(sum(tracing.values()))
+        cost = {**session.cost, "waited": self._waited, "plain": self._cadence.plain, "period": self._cadence.period}
+        if self._behind is None:
+            row = pending.row()
+            cost |= {"decompose": row.cost["decompose"], "step": time.perf_counter() - began}
+            self._waited = self._writer.append(replace(row, cost=cost))
+        else:
+            parting = time.perf_counter()
+            pending.part()
+            cost |= {"decompose": time.perf_counter() - parting, "step": time.perf_counter() - began}
+            self._waited = self._behind.hand_over(lambda: self._write_behind(pending, cost))
+        self._cadence.traced(sum(cost[name] for name in TRACING))
+
+    def _write_behind(self, pending: Pending, cost: Mapping[str, float]) -> None:
+        """On the thread behind the training: it waits for the disk, and where that is slow the training for it."""
+        assert self._behind is not None
+        row = pending.row(workers=self._behind.workers)
+        self._writer.append(replace(row, cost={**cost, "behind": row.cost["decompose"]}))
 
     def _describe(self, found: Iterable[ParameterInfo]) -> None:
         for info in found:
@@ -247,6 +275,12 @@ class Recorder:
                 "A step is already being recorded: a step cannot hold another, nor a probe. For gradient accumulation "
                 "use `step.batch(groups=...)` inside one step."
             )
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """The accelerator that some of the model is on, else the CPU."""
+    devices = [p.device for p in model.parameters()]
+    return next((device for device in devices if device.type not in ("cpu", "meta")), torch.device("cpu"))
 
 
 def _synchronize(model: nn.Module) -> None:

@@ -51,7 +51,7 @@ def beside(work: Callable[[T], R], items: Sequence[T], *, flops: float, workers:
     Whether they run beside each other depends on the work alone, and what comes out does not depend on that.
     """
     workers = torch.get_num_threads() if workers is None else workers
-    with on_one_thread() as threads:
+    with on_one_thread():
         if workers < 2 or len(items) < 2 or flops < WORTH_SHARING:
             return list(map(work, items))
         results: dict[int, R] = {}
@@ -61,7 +61,7 @@ def beside(work: Callable[[T], R], items: Sequence[T], *, flops: float, workers:
             while (number := next(numbers)) < len(items):
                 results[number] = work(items[number])
 
-        others = [_pool(workers - 1, threads, os.getpid()).submit(drain) for _ in range(workers - 1)]
+        others = [helpers(workers - 1, os.getpid()).submit(drain) for _ in range(workers - 1)]
         try:
             drain()  # this thread is one of the workers
         finally:
@@ -89,32 +89,42 @@ def _run(task: list[Problem]) -> list[Result]:
 
 
 @contextmanager
-def on_one_thread() -> Iterator[int]:
-    """Computes with one thread of torch and one of numpy, as workers do; gives how many torch had."""
+def on_one_thread() -> Iterator[None]:
+    """Computes with one thread of torch and one of numpy, as workers do."""
     threads = torch.get_num_threads()
     if threads > 1:
         torch.set_num_threads(1)
     try:
         with one_thread:
-            yield threads
+            yield
     finally:
         if threads > 1:
             torch.set_num_threads(threads)
 
 
-@functools.cache
-def _pool(workers: int, threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads with one thread of BLAS each; `threads` is what others keep. A forked process needs a pool of its own."""
-    ready = threading.Barrier(workers + 1)
+def one_thread_each(count: int, name: str = "gradtrace") -> ThreadPoolExecutor:
+    """So many threads, with one thread of BLAS each; whoever calls keeps its own number."""
+    ready = threading.Barrier(count + 1)
 
     def begin() -> None:
         torch.set_num_threads(1)  # of this thread; but threads that begin later would take it over
         ready.wait()
 
-    pool = ThreadPoolExecutor(workers, "gradtrace", initializer=begin)
-    for _ in range(workers):
+    pool = ThreadPoolExecutor(count, name, initializer=begin)
+    for _ in range(count):
         pool.submit(int)
     ready.wait()
-    torch.set_num_threads(threads)
-    torch.set_num_threads(1)  # of this thread, which works beside them
+    torch.set_num_threads(torch.get_num_threads())
     return pool
+
+
+def idle_cores() -> int:
+    """Cores that this process may use and torch does not."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(usable - torch.get_num_threads(), 0)
+
+
+@functools.cache
+def helpers(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads that share work with the one that asks. A forked process needs its own."""
+    return one_thread_each(count)

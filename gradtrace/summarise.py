@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from gradtrace.accumulate import ParameterSum
 from gradtrace.decompose.dense import all_finite, double
-from gradtrace.decompose.factored import SmallFactors
 from gradtrace.decompose.lapack import NotConvergedError
 from gradtrace.decompose.problem import Problem
 from gradtrace.kinds import KindRows, LookupRows
 from gradtrace.metrics import whole_metrics
-from gradtrace.schedule import Result, solve
+from gradtrace.schedule import Result, beside, solve
 from gradtrace.store.rows import ParameterRow, Status
 
+FEW_NUMBERS = 2**16  # in the gradients of all cells: multiplied in double precision, with one call
 LEAST = 1e-25  # an inner product in single precision; squares below may have underflown
 Wanted = Problem | Tensor | int | None  # to be decomposed; known already; a status; a matrix of zeros
 
@@ -34,16 +34,24 @@ class GroupsOfStep:
     n_samples: np.ndarray
     n_cells: int
 
-    @property
-    def of_each(self) -> tuple[Sequence[str], Sequence[Sequence[int]], Sequence[int]]:
-        """Names, cells and numbers of samples."""
-        return list(self.cells), list(self.cells.values()), self.n_samples.tolist()
+    @cached_property
+    def of_each(self) -> list[tuple[str, Sequence[int], int]]:
+        """Name, cells and number of samples."""
+        return list(zip(self.cells, self.cells.values(), self.n_samples.tolist(), strict=True))
+
+    @cached_property
+    def members(self) -> np.ndarray:
+        """(groups, cells): one where a cell belongs to a group."""
+        member = np.zeros((len(self.cells), self.n_cells))
+        for place, cells in enumerate(self.cells.values()):
+            member[place, list(cells)] = 1.0
+        return member
 
 
 class Summary:
     """One parameter's part of a step: first what is to be decomposed for it, then its row.
 
-    Spectra are descending, cut to the `keep` largest after the metrics are taken.
+    total: reduced. Spectra are descending, cut to the `keep` largest after the metrics are taken.
     """
 
     def __init__(
@@ -52,7 +60,6 @@ class Summary:
     ) -> None:  # fmt: skip
         self._total, self._groups, self._keep, self._ungrouped = total, groups, keep, ungrouped
         self._residuals, self._scale = (residual, owner_residual), loss_scale
-        self._small = _small(total)
         self._wanted = {kind: self._posed(kind) for kind in kinds}
         self._sigma: dict[str, np.ndarray] = {}
         self._status: dict[str, np.ndarray] = {}
@@ -65,9 +72,7 @@ class Summary:
     def _posed(self, kind: str) -> list[Wanted]:
         """Per group what its spectrum comes from, or the status that says why there is none."""
         have = None if kind == "gradient" else getattr(self._total, kind)
-        if isinstance(have, KindRows):
-            have.reduce()
-        return [self._of_group(kind, have, *group) for group in zip(*self._groups.of_each, strict=True)]
+        return [self._of_group(kind, have, *group) for group in self._groups.of_each]
 
     def _of_group(self, kind: str, have: Any, name: str, cells: Sequence[int], n_samples: int) -> Wanted:
         if n_samples == 0:
@@ -77,7 +82,7 @@ class Summary:
         if not self._is_finite(kind, have, cells):
             return Status.NOT_FINITE
         if kind == "gradient":
-            return self._total.problem(cells, self._small)
+            return self._total.problem(cells)
         return have.spectrum(cells) if isinstance(have, LookupRows) else have.problem(cells)
 
     def _is_finite(self, kind: str, have: Any, cells: Sequence[int]) -> bool:
@@ -105,7 +110,7 @@ class Summary:
         if isinstance(result, NotConvergedError):
             return Status.NOT_CONVERGED, np.zeros(0)
         limit = self._limit(kind)
-        values = np.zeros(0) if result is None else result.cpu().numpy().astype(np.float64)[:limit]
+        values = np.zeros(0) if result is None else result.cpu().numpy()[:limit]
         if kind == "gradient" and len(values) < limit:  # rank is bounded by the rows: the rest is exactly zero
             values = np.concatenate([values, np.zeros(limit - len(values))])
         return Status.MEASURED, values
@@ -125,7 +130,7 @@ class Summary:
     def row(self, metrics: Sequence[Mapping[str, np.ndarray]]) -> ParameterRow:
         """The row, with the metrics of each of `measured`."""
         by_kind = dict(zip(self._sigma, metrics, strict=True))
-        products = _inner_products(self._total, self._small, self._groups, self._ungrouped) / self._scale**2
+        products = _inner_products(self._total, self._groups, self._ungrouped) / self._scale**2
         return ParameterRow(
             spectra={kind: sigma[:, : self._keep] for kind, sigma in self._sigma.items()},
             metrics=by_kind,
@@ -149,9 +154,16 @@ class Summary:
         return np.maximum(floor, eps / self._scale * np.array(bound))
 
 
-def summarise(summaries: Mapping[str, Summary]) -> dict[str, ParameterRow]:
+def reduce(totals: Iterable[ParameterSum], *, workers: int | None = None) -> None:
+    """Makes all of them ready for their summaries, beside each other; what parameters share is reduced once."""
+    each = list({id(one): one for total in totals for one in total.unreduced}.values())
+    dear = sorted(each, key=lambda one: -one.flops)
+    beside(lambda one: one.reduce(), dear, flops=sum(one.flops for one in each), workers=workers)
+
+
+def summarise(summaries: Mapping[str, Summary], *, workers: int | None = None) -> dict[str, ParameterRow]:
     """The rows of all parameters of a step: everything is decomposed together, and metrics taken together."""
-    solved = solve([one for summary in summaries.values() for one in summary.problems])
+    solved = solve([one for summary in summaries.values() for one in summary.problems], workers=workers)
     for summary in summaries.values():
         summary.take(solved)
     measured = [summary.measured for summary in summaries.values()]
@@ -162,38 +174,33 @@ def summarise(summaries: Mapping[str, Summary]) -> dict[str, ParameterRow]:
     }
 
 
-def _small(total: ParameterSum) -> SmallFactors | None:
-    """The factors decomposed, or None where the gradient is dense."""
-    if not total.gradient.is_factored:
-        return None
-    parts = total.gradient.parts
-    if not all(all_finite(t) for left, right, _ in parts for t in (left, right)):
-        for_cells = total.gradient
-        for_cells._fold()  # a group whose rows are finite can still be measured
-        return None
-    return total.gradient.small()
-
-
-def _inner_products(total: ParameterSum, small: Any, groups: GroupsOfStep, ungrouped: bool) -> np.ndarray:
+def _inner_products(total: ParameterSum, groups: GroupsOfStep, ungrouped: bool) -> np.ndarray:
     """(groups, groups) <G_g, G_h>, real part; NaN where a group is absent or not measured."""
-    member = np.zeros((len(groups.cells), groups.n_cells))
-    for place, cells in enumerate(groups.cells.values()):
-        member[place, list(cells)] = 1.0
-    if small is not None:
-        between = small.products(groups.n_cells).cpu().numpy()
+    if total.gradient.small is not None:
+        between = total.gradient.small.products(groups.n_cells).cpu().numpy()
     else:
         between = np.zeros((groups.n_cells, groups.n_cells))
         present = sorted(total.gradient.dense)
-        for one, other in itertools.combinations_with_replacement(present, 2):
-            pair = [total.gradient.dense[c].reshape(total.gradient.sides) for c in (one, other)]
-            between[one, other] = between[other, one] = _inner_product(*pair)
-    product = _masked_product(member, between)
+        between[np.ix_(present, present)] = _between(
+            [total.gradient.dense[c].reshape(total.gradient.sides) for c in present]
+        )
+    product = _masked_product(groups.members, between)
     absent = groups.n_samples == 0
     if ungrouped:
         absent = absent | (np.array(list(groups.cells)) != "all")
-    product[absent, :] = np.nan
-    product[:, absent] = np.nan
+    product[absent | absent[:, None]] = np.nan
     return product
+
+
+def _between(gradients: Sequence[Tensor]) -> np.ndarray:
+    """The real part of the inner product of each matrix with each."""
+    if 0 < sum(one.numel() for one in gradients) < FEW_NUMBERS:
+        flat = torch.stack([double(one).flatten() for one in gradients])
+        return (flat.conj() @ flat.T).real.cpu().numpy()
+    found = np.zeros((len(gradients), len(gradients)))
+    for (i, one), (j, other) in itertools.combinations_with_replacement(enumerate(gradients), 2):
+        found[i, j] = found[j, i] = _inner_product(one, other)
+    return found
 
 
 def _inner_product(one: Tensor, other: Tensor) -> float:
@@ -214,6 +221,8 @@ def _with_norms(products: np.ndarray, metrics: Mapping[str, np.ndarray]) -> np.n
 def _masked_product(member: np.ndarray, between: np.ndarray) -> np.ndarray:
     """member @ between @ member.T where a cell that is not finite spoils only the groups it belongs to."""
     bad = ~np.isfinite(between)
+    if not bad.any():
+        return member @ between @ member.T
     clean = member @ np.where(bad, 0.0, between) @ member.T
     spoiled = (member @ bad.astype(float) @ member.T) > 0
     return np.where(spoiled, np.nan, clean)

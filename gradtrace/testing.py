@@ -224,6 +224,26 @@ class AdapterTests:
                 live = some.owners[(some.adjoint != 0).any(1)]
                 _check(bool(keep[live].all()), case, f"`rows` gives rows of {keep.tolist()} to {live.tolist()}")
 
+    def test_rows_that_are_formed_later_are_the_same(self, case: OpCase) -> None:
+        for call, adjoint, _ in settings(case, self.adapter):
+            factors = self._factors(case, call, adjoint)
+            sources = {kind: factors.source(kind) for kind in ("activation", "adjoint")}
+            for kind, source in sources.items():
+                rows = None if source is None else factors.rows()
+                if source is None or rows is None:
+                    continue
+                expected = getattr(rows, kind)
+                width = expected.shape[1]
+                _check(source.width == width, case, f"`source` of {kind} has {source.width} columns, not {width}")
+                for owner in torch.unique(rows.owners).tolist():
+                    own = expected[rows.owners == owner]
+                    formed = list(source.blocks((source.owners == owner).nonzero(as_tuple=True)[0]))
+                    found = torch.cat([*formed, own[:0]])
+                    what = f"`source` of {kind}, rows of {owner}"
+                    _check(len(found) == len(own), case, f"{what}: {len(found)} instead of {len(own)}")
+                    square, power = own.mH @ own, own.abs().square().sum().reshape(1)
+                    self._same(found.mH @ found, square, power.to(square.dtype), case, what)
+
     def test_scale_bounds_the_gradient(self, case: OpCase) -> None:
         for call, adjoint, groups in settings(case, self.adapter):
             factors = self._factors(case, call, adjoint)

@@ -9,19 +9,22 @@ products side by side.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
+from gradtrace_plugins.correlation import Correlation
 from gradtrace_plugins.window import Window, pieces
 from torch import Tensor
 
 from gradtrace.calls import OpCall, RowsCutError, cast_as_used, is_dense
 from gradtrace.factors import Factors, Norms, OuterFactors, Rows
+from gradtrace.sources import ChannelSource, Source, double_of
 
 MOST_ELEMENTS = 2**18  # of a matrix of patches that is formed at once
+MOST_SLICED = 2**21  # of an adjoint that are put together at once, by sample
 _AXES = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 
@@ -71,7 +74,7 @@ class ConvFactors(Factors):
         if not self._by_sample or not self.plain.numel():
             return super().by_cell(cells)
         of_sample = cells[self.owners.flatten()]
-        step = max(1, MOST_ELEMENTS // self.plain[0].numel())
+        step = max(1, MOST_SLICED // self.plain[0].numel())
         found = {}
         for cell in torch.unique(of_sample).tolist():
             parts = [self._of(some).densify() for some in (of_sample == cell).nonzero(as_tuple=True)[0].split(step)]
@@ -144,6 +147,14 @@ class ConvFactors(Factors):
     def _each_row(self, owners: Tensor) -> Tensor:
         return owners.expand(len(self.plain), *self.positions)
 
+    def source(self, kind: str) -> Source | None:
+        if not self._by_sample or self.kept is not None:
+            return None
+        owners = self.owners.flatten()
+        if (kind == "adjoint") == self.transposed:
+            return PatchSource(self.patched, owners, self.window, self.positions)
+        return ChannelSource(self.plain, owners, self.window.groups)
+
     def norms(self) -> Norms:
         """Of every row, without patches."""
         plain = self.window.row_norms(self.plain)
@@ -154,6 +165,39 @@ class ConvFactors(Factors):
             plain, patches, owners = plain[here], patches[here], owners[here]
         activation, adjoint = (plain, patches) if self.transposed else (patches, plain)
         return Norms(activation, adjoint, owners)
+
+
+@dataclass(frozen=True)
+class PatchSource(Source):
+    """The rows of patches of `values` (samples, channels, spatial...), at all positions."""
+
+    window: Window
+    positions: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1] // self.window.groups * prod(self.window.kernel)
+
+    @property
+    def height(self) -> int:
+        return self.window.groups * prod(self.positions)
+
+    def blocks(self, units: Tensor) -> Iterator[Tensor]:
+        for some in units.split(max(self.most_rows // max(self.height, 1), 1)):
+            padded = self.window.padded(self.values.index_select(0, some))
+            for piece in pieces((len(some), *self.positions), max(self.most_rows // self.window.groups, 1)):
+                yield from self.window.patches(padded, piece, double_of(self.values))
+
+    def square(self, units: Tensor) -> Tensor:
+        sizes = tuple(self.values.shape[2:])
+        correlation = Correlation(self.window, self.values.shape[1], sizes, self.positions)
+        if self.values.is_complex() or not correlation.is_cheaper(len(units)):
+            return super().square(units)
+        return correlation.gram(self.values.index_select(0, units))
+
+    @property
+    def key(self) -> Hashable:
+        return super().key, self.window, self.positions
 
 
 class ConvAdapter:
@@ -184,9 +228,9 @@ class ConvAdapter:
 
 
 def _few_rows(factors: ConvFactors) -> OuterFactors | None:
-    """The patches themselves, where they have no more rows than the weight's matrix has sides, and are small."""
+    """The patches themselves, where they have no more rows than the weight's matrix has sides: no larger than it."""
     count, (height, *rest) = prod(factors.positions) * len(factors.plain), factors.shape
-    if factors.window.groups > 1 or count > min(height, prod(rest)) or count * prod(rest) > MOST_ELEMENTS:
+    if factors.window.groups > 1 or count > min(height, prod(rest)):
         return None
     rows = factors.rows()
     assert rows.activation is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +13,14 @@ from torch import Tensor
 
 import gradtrace.kinds
 from gradtrace.accumulate import ParameterSum
-from gradtrace.decompose.dense import double
+from gradtrace.decompose.dense import all_finite, double
+from gradtrace.decompose.factored import SmallFactors
 from gradtrace.decompose.gram import rounded_problem
 from gradtrace.decompose.problem import Problem
 from gradtrace.decompose.triangle import Triangle
 from gradtrace.kinds import KindRows, Shared
 from gradtrace.schedule import solve
+from gradtrace.summarise import _between
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -152,3 +157,47 @@ def test_only_the_very_same_rows_are_shared(differ: str) -> None:
     first = shared.plus(None, rows, cells)
     second = shared.plus(None, *other.get(differ, (rows, cells)))
     assert first is not second
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str
+)
+def test_values_whose_sum_overflows_are_finite_all_the_same(dtype: torch.dtype) -> None:
+    values = torch.full((300, 300), torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(values)
+    assert all_finite(values[:0])
+    for bad in (math.nan, math.inf, -math.inf):
+        values[7, 8] = bad
+        assert not all_finite(values)
+        values[9, 9] = -bad  # they cancel to NaN
+        assert not all_finite(values)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("shape", [(64, 500), (10, 4), (5, 5), (3, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_what_is_not_finite_shows_in_the_decomposed_factors(
+    dtype: torch.dtype, shape: tuple[int, int], bad: float
+) -> None:
+    count, width = shape
+    cells, right = torch.zeros(count, dtype=torch.int64), drawn(count, 7).to(dtype)
+    for values in (drawn(*shape).to(dtype), torch.zeros(shape, dtype=dtype)):
+        assert SmallFactors.of(values, right, cells).is_finite
+        for place in ((0, 0), (count // 2, width - 1), (count - 1, 0)):
+            spoiled = values.clone()
+            spoiled[place] = bad
+            assert not SmallFactors.of(spoiled, right, cells).is_finite
+
+
+@pytest.mark.parametrize("width", [50, 40_000], ids=["multiplied at once", "pair by pair"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_a_gradient_that_is_not_finite_spoils_its_own_inner_products_alone(dtype: torch.dtype, width: int) -> None:
+    gradients = [torch.complex(drawn(3, width, seed=i), drawn(3, width, seed=-i - 1)) for i in range(3)]
+    gradients = [g.to(dtype) if dtype.is_complex else g.real.to(dtype) for g in gradients]
+    gradients[1][2, 3] = math.nan
+    found = _between(gradients)
+    for i, one in enumerate(gradients):
+        for j, other in enumerate(gradients):
+            product = float((double(one).conj() * double(other)).sum().real)
+            bound = 1e-5 * float(torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other))
+            assert np.isnan(found[i, j]) if 1 in (i, j) else abs(found[i, j] - product) <= bound

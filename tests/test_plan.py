@@ -10,7 +10,6 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 import gradtrace as gt
 from gradtrace.accumulate import ParameterSum
 from gradtrace.errors import GroupError, SelectionError
-from gradtrace.finish import _summary
+from gradtrace.finish import Pending
 from gradtrace.groups import MOST_CELLS
 from gradtrace.kinds import KindRows, LookupRows
 from gradtrace.measure import _traced
@@ -30,7 +29,6 @@ from gradtrace.session import Session
 from gradtrace.settings import Settings
 from gradtrace.shadow import any_loss
 from gradtrace.store.rows import KINDS
-from gradtrace.summarise import GroupsOfStep
 from tests.case import Apply, Hidden, default_dtype
 from tests.models import BY_NAME, CASES
 
@@ -109,10 +107,7 @@ def planned(make: Make, **options: Any) -> gt.Plan:
 def really(model: nn.Module, x: Tensor, kinds: Any = KINDS) -> tuple[Session, dict[str, Any]]:
     """What the runtime gathers of this batch, and how it sums every parameter's part up."""
     session = _traced(model, x, GROUPS, None, Settings(kinds), None, any_loss)
-    cells = session.cells.groups()
-    counts = np.array([session.cells.n_samples(of) for of in cells.values()])
-    groups = GroupsOfStep(cells, counts, session.cells.n_cells)
-    return session, {name: _summary(session, name, groups, 64, 1.0) for name in session.gathered.sums}
+    return session, Pending(session, step=0, keep=64).summaries()
 
 
 def way_of(total: ParameterSum, kind: str) -> str:

@@ -14,14 +14,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import double
+from gradtrace.decompose.dense import all_finite, double
 from gradtrace.decompose.few import Places
+from gradtrace.decompose.lapack import squared
 from gradtrace.decompose.problem import Problem
 
 
 @dataclass(frozen=True)
 class SmallFactors:
-    """R_L (min(m, p), m) and R_R (min(m, q), m) of m rows; `cells` (m,) says whose row each column is."""
+    """R_L^T (m, min(m, p)) and R_R^T (m, min(m, q)) of m rows; `cells` (m,) says whose each row is."""
 
     left: Tensor
     right: Tensor
@@ -34,35 +35,39 @@ class SmallFactors:
     @classmethod
     def of(cls, left: Tensor, right: Tensor, cells: Tensor) -> SmallFactors:
         """Decomposes L (m, p) and R (m, q) once, for every group of rows."""
-        return cls(_small(left), _small(right), cells)
+        return cls(_triangle(double(left)).T, _triangle(double(right)).T, cells)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of L and R is."""
+        return all_finite(self.left) and all_finite(self.right)
 
     def problem(self, cells: Iterable[int]) -> Problem | None:
         """The singular values of L_g^T R_g for the rows of `cells`, the rest being zero; None if they have no rows."""
-        columns = self._places.of(cells)
-        count = self.left.shape[1] if columns is None else len(columns)
+        index = self._places.of(cells)
+        count = len(self.left) if index is None else len(index)
 
         def build() -> Tensor:
             left, right = self.left, self.right
-            if columns is not None:
-                left, right = (side.index_select(1, columns) for side in (left, right))
-            return _core(left) @ _core(right).transpose(0, 1)
+            if index is not None:
+                left, right = left.index_select(0, index), right.index_select(0, index)
+            return _core(left) @ _core(right).T
 
-        sides = min(len(self.left), count), min(len(self.right), count)
+        sides = min(self.left.shape[1], count), min(self.right.shape[1], count)
         return Problem("matrix", sides, self.left.dtype, self.left.device, build) if count else None
 
     def products(self, n_cells: int) -> Tensor:
         """(cells, cells): real inner products of the cells' matrices, <G_c, G_d> = sum_ij (l_i . l_j)(r_i . r_j)."""
-        both = (self.left.mH @ self.left) * (self.right.mH @ self.right)
-        member = torch.nn.functional.one_hot(self.cells, n_cells).to(both.dtype)
+        both = squared(self.left.T) * squared(self.right.T)
+        member = torch.eye(n_cells, dtype=both.dtype, device=both.device)[self.cells]
         return (member.T @ both @ member).real
 
 
-def _small(rows: Tensor) -> Tensor:
-    return torch.linalg.qr(double(rows).transpose(0, 1), mode="r").R
+def _triangle(rows: Tensor) -> Tensor:
+    """R of the matrix that has these as columns."""
+    return torch.linalg.qr(rows.T, mode="r").R
 
 
-def _core(columns: Tensor) -> Tensor:
-    """At most as many rows as columns, same product with its partner up to orthogonal factors on the outside."""
-    if columns.shape[0] <= columns.shape[1]:
-        return columns
-    return torch.linalg.qr(columns, mode="r").R
+def _core(rows: Tensor) -> Tensor:
+    """These as columns, cut to as many rows: same product with its partner up to orthogonal factors on the outside."""
+    return rows.T if rows.shape[1] <= len(rows) else _triangle(rows)

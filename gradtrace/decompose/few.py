@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gradtrace.decompose.dense import all_finite, double_of, is_exact
-from gradtrace.decompose.gram import Gram
+from gradtrace.decompose.dense import all_finite, double, double_of, is_exact
+from gradtrace.decompose.gram import MOST_WIDENED, Gram
+from gradtrace.decompose.lapack import squared
 from gradtrace.decompose.problem import Problem
 
 
@@ -22,10 +23,11 @@ class Few:
     def __init__(self, rows: Tensor) -> None:
         """rows: (m, width)."""
         self._squared = not is_exact(rows.dtype)
-        self._finite = all_finite(rows)
         if self._squared:
-            self._kept = Gram.of(rows.T).full()
+            self._kept = squared(double(rows.T)) if rows.numel() < MOST_WIDENED else Gram.of(rows.T).full()
+            self._finite = all_finite(self._kept)
         else:  # the same inner products; a row that is not finite would spoil all
+            self._finite = all_finite(rows)
             self._kept = torch.linalg.qr(rows.T, mode="r").R.T if self._finite else rows
 
     def is_finite(self, index: Tensor | None) -> bool:
@@ -53,16 +55,22 @@ class Places:
 
     def __init__(self, of_row: Tensor) -> None:
         self._of_row = of_row
+        self._found: dict[frozenset[int], Tensor] = {}
 
     @cached_property
     def _cells(self) -> frozenset[int]:
-        return frozenset(torch.unique(self._of_row).tolist())
+        return frozenset(self._of_row.tolist())
 
     def of(self, cells: Iterable[int]) -> Tensor | None:
         """The places of the rows of `cells`, ascending; None where these are all rows."""
         wanted = self._cells.intersection(cells)
         if len(wanted) == len(self._cells):
             return None
+        if wanted not in self._found:
+            self._found[wanted] = self._of_some(wanted)
+        return self._found[wanted]
+
+    def _of_some(self, wanted: frozenset[int]) -> Tensor:
         first, *others = wanted or (-1,)
         here = self._of_row == first
         for cell in others:

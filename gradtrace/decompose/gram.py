@@ -40,15 +40,22 @@ class Gram:
     def plus(self, rows: Tensor) -> Gram:
         blocks, width = list(self.blocks), rows.shape[1]
         for place, some in enumerate(rows.split(max(4 * COLUMNS, MOST_WIDENED // max(width, 1)))):
-            whole = squared(double(some))
-            for b, block in enumerate(blocks):
-                part = whole[b * COLUMNS :, b * COLUMNS : (b + 1) * COLUMNS]
-                blocks[b] = block.add_(part) if place else block + part
+            for b, part in enumerate(_lower(squared(double(some)))):
+                blocks[b] = blocks[b].add_(part) if place else blocks[b] + part
         return Gram(blocks)
+
+    @classmethod
+    def of_square(cls, whole: Tensor) -> Gram:
+        """Of a Gram matrix (width, width)."""
+        return cls([part.clone() for part in _lower(whole)])
+
+    def plus_square(self, whole: Tensor) -> Gram:
+        """With rows whose Gram matrix is `whole`."""
+        return Gram([block + part for block, part in zip(self.blocks, _lower(whole), strict=True)])
 
     @cached_property
     def finite(self) -> bool:
-        return all(map(all_finite, self.blocks))
+        return all(all_finite(block.diagonal()) for block in self.blocks)  # where every entry of a row is squared
 
     def full(self) -> Tensor:
         """(width, width), of which only the lower half is right."""
@@ -68,6 +75,11 @@ class Gram:
 
         first = stacked[0].blocks[0]
         return Problem("gram", (len(first), len(first)), first.dtype, first.device, build, most)
+
+
+def _lower(whole: Tensor) -> list[Tensor]:
+    """The lower half of a square matrix, in blocks of columns; views of it."""
+    return [whole[start:, start : start + COLUMNS] for start in range(0, len(whole), COLUMNS)]
 
 
 def rounded_problem(parts: Sequence[Tensor]) -> Problem:

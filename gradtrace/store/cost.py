@@ -14,7 +14,8 @@ STEP = "step"  # a whole recorded step, training included
 PERIOD = "period"  # from the beginning of the recorded step before this one to that of the step after it
 PLAIN = "plain"  # the same of steps that are not recorded: the median of recent ones
 PROBE = "probe"  # a whole probe
-NOT_PARTS = (STEP, PERIOD, PLAIN, PROBE)
+BEHIND = "behind"  # decomposing while the training went on
+NOT_PARTS = (STEP, PERIOD, PLAIN, PROBE, BEHIND)
 
 
 def cost_summary(run: Run) -> dict[str, Any]:
@@ -50,12 +51,14 @@ class _Costs:
         self.steps = int(stream.steps[-1]) + 1 if len(stream.steps) else 0
 
     def totals(self) -> dict[str, float]:
-        """Each part of tracing, their sum, and the whole of the recorded steps, training included."""
+        """Each part of tracing, their sum, what went on behind the training, and the whole of the recorded steps,
+        training included."""
         if not self.parts:
             return {}
         parts = {name: float(np.nansum(seconds)) for name, seconds in self.parts.items()}
-        whole = {"recorded steps": float(np.nansum(self.around[STEP]))} if STEP in self.around else {}
-        return {**parts, "tracing": float(self.tracing.sum()), **whole}
+        names = {"behind the training": BEHIND, "recorded steps": STEP}
+        around = {told: float(np.nansum(self.around[name])) for told, name in names.items() if name in self.around}
+        return {**parts, "tracing": float(self.tracing.sum()), **around}
 
     def medians(self) -> dict[str, float]:
         """Of tracing's own clocks, of the recorded step, and, where known, of a plain step and what recording added."""
