@@ -23,7 +23,7 @@ from gradtrace.decompose.lapack import NotConvergedError, one_thread
 from gradtrace.decompose.problem import Problem, solved
 
 MOST_BYTES = 2**20  # of matrices that one worker stacks at a time, unless one is larger
-WORTH_SHARING = 1e8  # operations: handing fewer to threads takes longer than they do
+WORTH_SHARING = 4e8  # operations: handing fewer to threads takes longer than they do
 MOST_AT_ONCE = 64  # matrices in a stack
 
 Result = Tensor | NotConvergedError

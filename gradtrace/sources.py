@@ -17,7 +17,7 @@ from torch import Tensor
 from gradtrace.decompose.lapack import squared
 
 MOST_NUMBERS = 2**19  # of rows that one thread forms at once
-FEWEST_ROWS = 512  # unless that is more: products of fewer are slow
+FEWEST_ROWS = 1024  # unless that is more: products of fewer are slow
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tests.benchmarks.results import Results, measured
 from tests.benchmarks.rounds import clock
 from tests.benchmarks.scaling import TITLES, scaled, scaling_table
 from tests.benchmarks.targets import targets
-from tests.benchmarks.ways import UNTRACED, WAYS
+from tests.benchmarks.ways import UNTRACED, USUAL, WAYS
 
 SECONDS, SCALING_SECONDS = 120.0, 15.0  # what the rounds of a model may take, and of one point of the scaling
 
@@ -29,7 +29,8 @@ SECONDS, SCALING_SECONDS = 120.0, 15.0  # what the rounds of a model may take, a
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", "models", multiple=True, type=click.Choice([*MODELS, *LARGE]), help="Repeatable. Default: all "
               f"but {' and '.join(LARGE)}.")  # fmt: skip
-@click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), help="Repeatable. Default: all.")
+@click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), help="Repeatable. Default: all "
+              "but behind.")  # fmt: skip
 @click.option("--repeats", default=9, show_default=True, type=click.IntRange(1), help="Rounds, at most.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="What the rounds of a model may take "
               f"[default: {SECONDS:g}], or of one point of --scaling [default: {SCALING_SECONDS:g}].")  # fmt: skip
@@ -58,7 +59,7 @@ def main(
     if scaling:
         bench.scaling()
         return
-    chosen = {name: WAYS[name] for name in dict.fromkeys([UNTRACED, *(ways or WAYS)])}
+    chosen = {name: WAYS[name] for name in dict.fromkeys([UNTRACED, *(ways or USUAL)])}
     found = bench.models(models or list(MODELS), chosen)
     click.echo(tables(found, list(chosen), targets(device)))
     if plot_path:

@@ -30,7 +30,7 @@ LEARNING_RATE = 1e-5
 class Way:
     """How a step is traced: kinds (none: not at all), every how many steps, and the labels of the samples.
 
-    period: after how many steps the work repeats.
+    period: after how many steps the work repeats. behind: decomposed on a thread behind the training.
     """
 
     kinds: tuple[str, ...] = ()
@@ -39,6 +39,7 @@ class Way:
     labels: int = 2
     period: int = 1
     autospec: bool = False
+    behind: bool = False
 
 
 UNTRACED = "untraced"
@@ -50,7 +51,9 @@ WAYS = {
     "four groupings": Way(ALL, groupings=4),
     "unrecorded": Way(ALL, every=sys.maxsize),  # all steps but the first
     "autospec": Way(GRADIENT, autospec=True),
+    "behind": Way(ALL, behind=True),
 }
+USUAL = [name for name, way in WAYS.items() if not way.behind]  # that one pays where cores are idle: see --threads
 
 
 @contextmanager
@@ -78,7 +81,7 @@ def _lane(problem: Problem, way: Way, path: Path) -> Iterator[Lane]:
     elif not way.kinds:
         yield Lane(training.step, warm_ups=FIRST)
     else:
-        with gt.record(model, path, kinds=way.kinds, every=way.every) as recorder:
+        with gt.record(model, path, kinds=way.kinds, every=way.every, behind=way.behind or None) as recorder:
             yield recorded_lane(recorder, training, labels, way.period)
 
 
