@@ -67,6 +67,8 @@ class Behind:
             if self._error is None:
                 with torch.no_grad(), self._on_stream(ready):
                     work()
+                if self._stream is not None:
+                    self._stream.synchronize()  # the training may take over the memory that is given back now
         except BaseException as error:
             self._error = error
         finally:

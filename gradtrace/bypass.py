@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
+from gradtrace.arguments import changed
 from gradtrace.values import Provenance, tensors_in
 
 NODE = "CheckpointFunctionBackward"
@@ -44,15 +45,12 @@ class Bypass:
         return result
 
     def _linked(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if value.grad_fn is None or value.grad_fn.name() != NODE:
-                return value
-            return self._aliases.get(id(value), (value, value))[1]
-        if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-            return type(value)(self._linked(item) for item in value)
-        if isinstance(value, dict):
-            return {key: self._linked(item) for key, item in value.items()}
-        return value
+        return changed(value, self._alias_of)
+
+    def _alias_of(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.grad_fn is None or value.grad_fn.name() != NODE:
+            return value
+        return self._aliases.get(id(value), (value, value))[1]
 
 
 def _in_region() -> bool:
@@ -76,3 +74,15 @@ def has_region(start: Any) -> bool:
         seen.add(node)
         queue.extend(parent for parent, _ in node.next_functions)
     return False
+
+
+def in_recompute() -> bool:
+    """Whether a backward pass runs a region again."""
+    node = torch._C._current_autograd_node()
+    return node is not None and node.name() == NODE
+
+
+def in_checkpoint() -> bool:
+    """Whether non-reentrant activation checkpointing holds back what autograd saves now."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook")

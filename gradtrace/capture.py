@@ -17,7 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from gradtrace.adapters import Registry, is_noting
-from gradtrace.bypass import NODE, Bypass
+from gradtrace.arguments import detached, paths
+from gradtrace.bypass import Bypass, in_checkpoint, in_recompute
 from gradtrace.calls import OpCall, meta_like, name_of
 from gradtrace.composite import enterable, entered
 from gradtrace.flow import Flow, is_chosen, picks
@@ -30,17 +31,9 @@ _PLAIN = frozenset(
     {
         *("size", "dim", "ndimension", "stride", "numel", "nelement", "is_floating_point", "is_complex"),
         *("is_contiguous", "storage_offset", "data_ptr", "element_size", "item", "tolist", "numpy", "get_device"),
-        *(
-            "_set_grad_enabled",
-            "is_nonzero",
-            "is_signed",
-            "is_same_size",
-            "__len__",
-            "__format__",
-            "__repr__",
-            "__bool__",
-        ),
-        *("__int__", "__float__", "__hash__", "__index__", "untyped_storage", "has_names", "retain_grad"),
+        *("_set_grad_enabled", "is_nonzero", "is_signed", "is_same_size", "untyped_storage", "has_names"),
+        *("__int__", "__float__", "__bool__", "__hash__", "__index__", "__len__", "__format__", "__repr__"),
+        "retain_grad",
     }
 )
 _GETTERS_OF_TENSORS = frozenset(("T", "mT", "H", "mH", "data", "real", "imag"))
@@ -145,7 +138,7 @@ class Capture(TorchFunctionMode):
             return result
         if name == "register_hook" and func is Tensor.register_hook:
             return func(args[0], self._quiet(args[1] if len(args) > 1 else kwargs["hook"]))
-        if torch._C._current_graph_task_id() != -1 and not _in_reentrant_recompute():
+        if torch._C._current_graph_task_id() != -1 and not in_recompute():
             return func(*args, **kwargs)
         if self.bypass is not None:
             return self.bypass.call(self._call, func, name, args, kwargs, self.flow.provenance)
@@ -232,8 +225,8 @@ class Capture(TorchFunctionMode):
         return result
 
     def _operands(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Operand]:
-        plain_args, plain_kwargs = _detached(args), _detached(kwargs)
-        for path, tensor in _paths(args, kwargs):
+        plain_args, plain_kwargs = detached(args), detached(kwargs)
+        for path, tensor in paths(args, kwargs):
             value = self.flow.provenance[tensor]
             if value.origin is Origin.PARAMETER and tensor.requires_grad:
                 adapter = self._adapters.claimant(OpCall(func, plain_args, plain_kwargs, path))
@@ -258,7 +251,7 @@ class Capture(TorchFunctionMode):
         self._calls[family] += 1
         self._numbers += 1
         keep = any(o.adapter for o in operands)
-        plain_args, plain_kwargs = (_detached(args), _detached(kwargs)) if keep else ((), {})
+        plain_args, plain_kwargs = (detached(args), detached(kwargs)) if keep else ((), {})
         data = [v for v in values if v.origin in (Origin.DATA, Origin.UNKNOWN)]
         given = [t for t in tensors_in((args, kwargs)) if self.flow.value(t).origin is not Origin.PARAMETER]
         return Op(
@@ -364,35 +357,3 @@ def _notes(func: Callable[..., Any], args: Any, kwargs: Any, operands: list[Oper
     return {
         name: o.adapter.note(OpCall(func, args, kwargs, o.path)) for name, o in first.items() if is_noting(o.adapter)
     }
-
-
-def in_checkpoint() -> bool:
-    """Whether non-reentrant activation checkpointing holds back what autograd saves now."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook")
-
-
-def _in_reentrant_recompute() -> bool:
-    node = torch._C._current_autograd_node()
-    return node is not None and node.name() == NODE
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(_detached(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
-    return value
-
-
-def _paths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
-    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for key, value in named:
-        if isinstance(value, Tensor):
-            yield (key,), value
-        elif isinstance(value, (tuple, list)):
-            for inner, item in enumerate(value):
-                if isinstance(item, Tensor):
-                    yield (key, inner), item

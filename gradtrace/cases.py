@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.adapters import Adapter, NotingAdapter
+from gradtrace.arguments import paths
 from gradtrace.calls import Adjoint, OpCall, Path, meta_like
 from gradtrace.factors import Factors
 
@@ -227,16 +228,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_copied(item) for item in value)
     return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def paths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Path, Tensor]]:
-    """Every tensor among the arguments, with where it stands."""
-    items: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for key, value in items:
-        if isinstance(value, Tensor):
-            yield (key,), value
-        elif isinstance(value, (tuple, list)):
-            yield from (((key, place), item) for place, item in enumerate(value) if isinstance(item, Tensor))
 
 
 def ask_all(factors: Factors, keep: Tensor) -> None:

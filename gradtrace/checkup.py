@@ -17,7 +17,7 @@ from gradtrace.evidence import GraphFacts, Use, is_zero, mixed_rows, uses_in
 from gradtrace.finish import infos
 from gradtrace.graphing import graph_of
 from gradtrace.groups import ALL
-from gradtrace.measure import _traced, checked_coupling
+from gradtrace.measure import checked_coupling, traced
 from gradtrace.planning.plan import plan
 from gradtrace.planning.planned import Plan, costs_of
 from gradtrace.planning.rates import Rates
@@ -27,7 +27,7 @@ from gradtrace.session import Session
 from gradtrace.settings import Settings
 from gradtrace.store.rows import KINDS
 from gradtrace.study import Study
-from gradtrace.training import _device
+from gradtrace.training import chosen_device
 from gradtrace.untouched import attributes_kept, random_state_kept
 
 EXCLUDED, NO_GRADIENT = "excluded", "no gradient"  # in the place of a rung
@@ -160,7 +160,7 @@ def examine(
     """
     settings = Settings(KINDS, sample_dim, checked_coupling(coupling))
     with random_state_kept():
-        subject = Subject.of(study, _device(device))
+        subject = Subject.of(study, chosen_device(device))
         with attributes_kept(subject.model):
             subject.model.train()
             facts, loss, seconds = plain_step(subject, parameters)
@@ -188,7 +188,7 @@ def _traced_step(
     sized: bool = False,
 ) -> Session:
     given, loss = (subject.inputs, subject.groups), subject.loss
-    return _traced(subject.model, *given, patterns, settings, adapters, loss, sized=sized)
+    return traced(subject.model, *given, patterns, settings, adapters, loss, sized=sized)
 
 
 def _suspects(

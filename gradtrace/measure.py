@@ -62,7 +62,7 @@ def spectra(
     from gradtrace.store.tree import tree_of
 
     settings = Settings(checked_kinds(kinds), sample_dim, checked_coupling(coupling))
-    session = _traced(model, inputs, groups, parameters, settings, adapters, loss_fn)
+    session = traced(model, inputs, groups, parameters, settings, adapters, loss_fn)
     row = step_row(session, step=0, keep=checked_keep(keep))
     return tree_of(row, infos(session), attrs={"loss": row.loss, "coupling": coupling})
 
@@ -83,11 +83,11 @@ def trace(
     """
     _, excluded = select(model, parameters)
     settings = Settings(KINDS, sample_dim)
-    session = _traced(model, inputs, groups, parameters, settings, adapters, any_loss, sized=True)
+    session = traced(model, inputs, groups, parameters, settings, adapters, any_loss, sized=True)
     return graph_of(session, excluded)
 
 
-def _traced(
+def traced(
     model: nn.Module,
     inputs: Any,
     groups: Any,

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtrace.arguments import detached, put
+
 
 @dataclass(frozen=True)
 class Move:
@@ -109,7 +111,7 @@ def _scale(func: Callable[..., Any], source: Tensor, args: tuple[Any, ...], kwar
         return None
     one = torch.ones((), dtype=source.dtype)
     with torch.no_grad():
-        scaled = func(*_put(args, source, one), **_put(kwargs, source, one))
+        scaled = func(*put(args, source, one), **put(kwargs, source, one))
     factor = scaled.conj().item()
     return Move(lambda g: g * factor, transposes=False, of_matrix=False, gain=abs(factor))
 
@@ -120,41 +122,17 @@ def _vjp(
     """The vector-Jacobian product of one linear call: run on zeros of the source's shape."""
     shape, device = tuple(source.shape), source.device
     hole = object()
-    kept_args, kept_kwargs = _plain(args, source, hole), _plain(kwargs, source, hole)
+    kept_args, kept_kwargs = (detached(put(given, source, hole)) for given in (args, kwargs))
 
     def undo(gradient: Tensor) -> Tensor:
         with torch.enable_grad():
             zeros = torch.zeros(shape, dtype=gradient.dtype, device=device, requires_grad=True)
-            result = func(*_put(kept_args, hole, zeros), **_put(kept_kwargs, hole, zeros))
+            result = func(*put(kept_args, hole, zeros), **put(kept_kwargs, hole, zeros))
         part = result if isinstance(result, Tensor) else tuple(result)[place]
         found = torch.autograd.grad(part, zeros, gradient)[0]
         return found.to_dense() if found.is_sparse else found
 
     return undo
-
-
-def _put(value: Any, old: Any, new: Any) -> Any:
-    """Arguments with `new` in place of `old`."""
-    if value is old:
-        return new
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(_put(item, old, new) for item in value)
-    if isinstance(value, dict):
-        return {key: _put(item, old, new) for key, item in value.items()}
-    return value
-
-
-def _plain(value: Any, source: Tensor, hole: Any) -> Any:
-    """Arguments with a hole for the source, other tensors without history."""
-    if value is source:
-        return hole
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(_plain(item, source, hole) for item in value)
-    if isinstance(value, dict):
-        return {key: _plain(item, source, hole) for key, item in value.items()}
-    return value
 
 
 def _axis_order(name: str, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int] | None:

@@ -22,7 +22,7 @@ from gradtrace.groups import Labels
 from gradtrace.inputs import Inputs
 from gradtrace.standin import Standin
 from gradtrace.study import Study
-from gradtrace.training import _iterable, _model, _moved, _scalar
+from gradtrace.training import batches_of, loss_of, model_of, moved
 from gradtrace.untouched import attributes_kept, random_state_kept
 
 BATCHES = 8  # of so many the labels are looked at; the first is measured
@@ -45,11 +45,11 @@ class Subject:
     def of(cls, study: Study, device: torch.device) -> Subject:
         """What the study's functions return; StudyError where they fail."""
         with _told(study, "model()"):
-            model = _model(study).to(device)
+            model = model_of(study).to(device)
         _refuse_uninitialised(study, model)
         with _told(study, "batches()"):
-            batches = iter(islice(_iterable(study), BATCHES))
-            batch = _moved(next(batches, END), device)
+            batches = iter(islice(batches_of(study), BATCHES))
+            batch = moved(next(batches, END), device)
         if batch is END:
             raise StudyError(f"batches() of the study {study.target} yielded nothing; yield at least one batch.")
         with _told(study, "inputs(batch)"):
@@ -61,7 +61,7 @@ class Subject:
 
     def loss(self, output: Any) -> Tensor:
         """The study's loss of a model output."""
-        return _scalar(self.study.loss(output, self.batch), self.study)
+        return loss_of(self.study.loss(output, self.batch), self.study)
 
 
 def _labels_of(study: Study, batches: Iterator[Any]) -> Iterator[Labels | None]:

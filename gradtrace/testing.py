@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.adapters import Adapter, JointAdapter
+from gradtrace.arguments import paths
 from gradtrace.calls import Adjoint, OpCall, Path, RowsCutError
 from gradtrace.cases import (
     OpCase,
@@ -32,7 +33,6 @@ from gradtrace.cases import (
     looped_gradients,
     masked,
     outputs,
-    paths,
     reference_gradient,
     reordered,
     settings,

@@ -31,10 +31,10 @@ def train_study(
     record: options of `gradtrace.record` (every, budget, kinds, ...). tick(loss, total) is called after each step;
     total is the number of steps of all epochs, or None while it is not known.
     """
-    place = _device(device)
+    place = chosen_device(device)
     if seed is not None:
         torch.manual_seed(seed)
-    model = _model(study).to(place)
+    model = model_of(study).to(place)
     optimizer = (study.optimizer or default_optimizer)(model.parameters())
     attrs = {"study": study.name} | ({} if seed is None else {"seed": seed})
     loop = _Loop(study, model, optimizer, place, tick)
@@ -60,12 +60,12 @@ class _Loop:
 
     def epoch(self, recorder: gt.Recorder, *, epoch: int, before: int, epochs: int) -> int:
         """The number of steps of one epoch."""
-        batches = _iterable(self.study)
+        batches = batches_of(self.study)
         length = _length(batches) or (before // epoch if epoch else None)
         steps = 0
         self.model.train()
         for batch in batches:
-            loss = self.step(recorder, _moved(batch, self.device), epoch=epoch)
+            loss = self.step(recorder, moved(batch, self.device), epoch=epoch)
             steps += 1
             self.tick(loss, length and length * epochs)
         if not steps:
@@ -78,13 +78,14 @@ class _Loop:
         inputs = Inputs.of(self.study.inputs(batch))
         with recorder.step(groups=self.study.groups(batch), epoch=epoch):
             loss = self.study.loss(self.model(*inputs.args, **inputs.kwargs), batch)
-            _scalar(loss, self.study).backward()
+            loss_of(loss, self.study).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
 
 
-def _model(study: Study) -> torch.nn.Module:
+def model_of(study: Study) -> torch.nn.Module:
+    """What `model()` of the study returns, if it is a model."""
     model = study.model()
     if isinstance(model, torch.nn.Module):
         return model
@@ -94,7 +95,8 @@ def _model(study: Study) -> torch.nn.Module:
     )
 
 
-def _iterable(study: Study) -> Iterable[Any]:
+def batches_of(study: Study) -> Iterable[Any]:
+    """What `batches()` of the study returns, if it can be looped over."""
     batches = study.batches()
     if isinstance(batches, Iterable) or hasattr(batches, "__getitem__"):
         return batches
@@ -104,7 +106,8 @@ def _iterable(study: Study) -> Iterable[Any]:
     )
 
 
-def _scalar(loss: Any, study: Study) -> torch.Tensor:
+def loss_of(loss: Any, study: Study) -> torch.Tensor:
+    """What `loss(output, batch)` of the study returned, if it is a scalar."""
     if isinstance(loss, torch.Tensor) and loss.numel() == 1:
         return loss
     what = f"a tensor shaped {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
@@ -120,22 +123,23 @@ def _length(batches: Any) -> int | None:
         return None
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def moved(batch: Any, device: torch.device) -> Any:
     """The batch with its tensors on the device; what is no tensor, list, tuple or mapping stays as it is."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, Inputs):
-        return Inputs(_moved(batch.args, device), _moved(batch.kwargs, device))
+        return Inputs(moved(batch.args, device), moved(batch.kwargs, device))
     if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
+        return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_moved(value, device) for value in batch))
+        return type(batch)(*(moved(value, device) for value in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(_moved(value, device) for value in batch)
+        return type(batch)(moved(value, device) for value in batch)
     return batch
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device of that name: cpu, cuda, or auto, which is cuda where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise GradtraceError("device cuda was asked for, and torch sees no CUDA device. Use cpu, or auto.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

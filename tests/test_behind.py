@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +32,14 @@ def network(dtype: torch.dtype) -> nn.Module:
     return nn.Sequential(nn.Flatten(), image, convolutions, nn.Tanh(), nn.Linear(11, 2)).to(dtype)
 
 
-def trained(path: Path, *, behind: bool | None, dtype: torch.dtype = torch.float32) -> nn.Module:
+def trained(path: Path, *, behind: bool | None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
     """Trains in a way that writes over everything a step had: the batch, the gradients, the output's gradient."""
-    model = network(dtype)
+    model = network(dtype).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batch, draw = torch.empty(SAMPLES, 1, 5, 5, dtype=dtype), torch.Generator().manual_seed(0)
+    batch, draw = torch.empty(SAMPLES, 1, 5, 5, dtype=dtype, device=device), torch.Generator().manual_seed(0)
     with gt.record(model, path, behind=behind) as recorder:
         for number in range(STEPS):
-            batch.normal_(generator=draw)
+            batch.copy_(torch.randn(batch.shape, generator=draw, dtype=dtype))
             with recorder.step(groups=LABELS, epoch=number):
                 output = model(batch)
                 output.retain_grad()
@@ -50,19 +52,25 @@ def trained(path: Path, *, behind: bool | None, dtype: torch.dtype = torch.float
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_numbers_are_those_of_steps_decomposed_at_once(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are decomposed only when what they had is written over."""
     original = gradtrace.recorder.Pending.row
 
-    def late(*arguments: object, **more: object) -> object:
-        time.sleep(0.05)  # until what the step had is written over
+    def row(*arguments: object, **more: object) -> object:
+        time.sleep(0.05)
         return original(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gradtrace.recorder.Pending, "row", late)
-    models = [trained(tmp_path / f"{behind}.zarr", behind=behind, dtype=dtype) for behind in (False, True)]
-    at_once, later = (gt.open_run(tmp_path / f"{behind}.zarr") for behind in (False, True))
+    monkeypatch.setattr(gradtrace.recorder.Pending, "row", row)
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_numbers_are_those_of_steps_decomposed_at_once(dtype: torch.dtype, device: str, tmp_path: Path) -> None:
+    paths = {behind: tmp_path / f"{behind}.zarr" for behind in (False, True)}
+    models = [trained(path, behind=behind, dtype=dtype, device=device) for behind, path in paths.items()]
+    at_once, later = (gt.open_run(path) for path in paths.values())
     assert_same_parameters(models)
     assert set(later.tree.children) == set(at_once.tree.children)
     for name in at_once.tree.children:
@@ -170,3 +178,55 @@ for _ in range(5):
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert gt.open_run(tmp_path / "run.zarr").stream().steps.tolist() == list(range(5))
+
+
+class Stream:
+    """Stands for a stream of an accelerator, and notes what is asked of it."""
+
+    def __init__(self, device: torch.device, noted: list[str] | None = None) -> None:
+        self.device, self.noted = device, [] if noted is None else noted
+
+    def record_event(self) -> str:
+        self.noted.append("event recorded")
+        return "event"
+
+    def wait_event(self, event: str) -> None:
+        self.noted.append(f"{event} waited for")
+
+    def synchronize(self) -> None:
+        self.noted.append("synchronized")
+
+
+def test_on_an_accelerator_work_waits_for_what_was_put_on_the_trainings_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of calls alone; what they do was never tried there."""
+    of_training = Stream(torch.device("cuda"))
+    noted = of_training.noted
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        noted.append("on its own stream" if stream is not of_training else "on the training's")
+        yield
+        noted.append("left")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(device, noted))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: of_training)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    behind = Behind(torch.device("cuda"))
+    behind.hand_over(lambda: noted.append("work"))
+    behind.close()
+    expected = ["event recorded", "event waited for", "on its own stream", "work", "left", "synchronized"]
+    assert noted == expected
+    assert behind.workers == 1, "the device shares its work out itself"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_work_sees_what_the_training_had_put_off() -> None:
+    device = torch.device("cuda", 0)
+    behind, found = Behind(device), []
+    values = torch.zeros(1000, device=device)
+    torch.cuda._sleep(10**8)
+    values.fill_(1.0)
+    behind.hand_over(lambda: found.append(float(values.sum())))
+    behind.wait()
+    behind.close()
+    assert found == [1000.0]

@@ -22,7 +22,7 @@ LAYERS = (
     *("selection", "untouched", "cadence"),
     *("decompose", "schedule", "behind"),  # singular values, and who works on them
     *("sources", "factors", "kinds", "accumulate", "groups", "settings"),  # a gradient
-    *("calls", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
+    *("calls", "arguments", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
     *("moves", "values", "modules", "composite", "bypass", "ops", "flow", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey", "axes"),  # what a backward pass says about it
     *("gather", "audit", "owner_audit", "shadow", "prepare"),  # what is done with that

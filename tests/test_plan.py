@@ -22,7 +22,7 @@ from gradtrace.errors import GroupError, SelectionError
 from gradtrace.finish import Pending
 from gradtrace.groups import MOST_CELLS
 from gradtrace.kinds import KindRows, LookupRows
-from gradtrace.measure import _traced
+from gradtrace.measure import traced
 from gradtrace.planning.planned import COLUMNS
 from gradtrace.planning.rates import Rates
 from gradtrace.session import Session
@@ -106,7 +106,7 @@ def planned(make: Make, **options: Any) -> gt.Plan:
 
 def really(model: nn.Module, x: Tensor, kinds: Any = KINDS) -> tuple[Session, dict[str, Any]]:
     """What the runtime gathers of this batch, and how it sums every parameter's part up."""
-    session = _traced(model, x, GROUPS, None, Settings(kinds), None, any_loss)
+    session = traced(model, x, GROUPS, None, Settings(kinds), None, any_loss)
     return session, Pending(session, step=0, keep=64).summaries()
 
 
@@ -153,7 +153,7 @@ def test_every_way_is_that_of_the_runtime_in_whole_models(name: str) -> None:
     problem = BY_NAME[name].build(torch.float32)
     found = gt.plan(gt.trace(problem.model, problem.inputs, groups=problem.labels, **problem.options), problem.labels)
     settings = Settings(KINDS, problem.options.get("sample_dim"))
-    sums = _traced(problem.model, problem.inputs, problem.labels, None, settings, None, any_loss).gathered.sums
+    sums = traced(problem.model, problem.inputs, problem.labels, None, settings, None, any_loss).gathered.sums
     for entry in found.entries:
         total = sums[entry.parameter]
         dense = "factors" if total.gradient.is_factored else "cells"

@@ -14,7 +14,7 @@ import gradtrace.schedule
 import gradtrace.sources
 from gradtrace.factors import ElementFactors, Factors, OuterFactors, norms_along, row_norms
 from gradtrace.kinds import KindRows
-from gradtrace.measure import _traced
+from gradtrace.measure import traced
 from gradtrace.settings import Settings
 from gradtrace.shadow import any_loss
 from gradtrace.store.rows import KINDS
@@ -143,7 +143,7 @@ def test_not_everything_is_folded_as_it_is_formed(change: str) -> None:
 def test_a_convolution_and_its_bias_share_their_adjoints() -> None:
     conv = nn.Conv2d(2, 3, 3, padding=1)
     x = drawn(N, 2, 5, 5)
-    session = _traced(conv, x, ["a", "b"] * 3 + ["a"], None, Settings(KINDS), None, any_loss)
+    session = traced(conv, x, ["a", "b"] * 3 + ["a"], None, Settings(KINDS), None, any_loss)
     weight, bias = (session.gathered.sums[name].adjoint for name in ("weight", "bias"))
     assert weight is not None
     assert weight is bias

@@ -16,7 +16,7 @@ from gradtrace_plugins.linear import LinearAdapter
 from torch import Tensor, nn
 
 import gradtrace as gt
-from gradtrace.measure import _traced
+from gradtrace.measure import traced
 from gradtrace.session import Session
 from gradtrace.settings import Settings
 
@@ -40,7 +40,7 @@ def mean_square(output: Tensor) -> Tensor:
 
 
 def session_of(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor] = mean_square) -> Session:
-    return _traced(model, x, GROUPS, None, Settings(("gradient",), None), None, loss)
+    return traced(model, x, GROUPS, None, Settings(("gradient",), None), None, loss)
 
 
 def left(session: Session) -> set[str]:

@@ -83,10 +83,10 @@ def command(
     from gradtrace.checkup import examine
     from gradtrace.planning.rates import measured_rates
     from gradtrace.study import load_study
-    from gradtrace.training import _device
+    from gradtrace.training import chosen_device
 
     patterns = options.pop("parameters")
-    loaded, rates = load_study(study), measured_rates(_device(options["device"]))
+    loaded, rates = load_study(study), measured_rates(chosen_device(options["device"]))
     found = examine(loaded, parameters=patterns or None, rates=rates, **options)
     rows = found.problems if only_problems else found.parameters
     output = Output(output_format, output_path)

@@ -59,6 +59,11 @@ A STUDY is path/to/file.py or package.module with these functions:
     multiple=True,
     help="Record only parameters whose name matches; repeatable.  [default: all]",
 )
+@click.option(
+    "--behind/--no-behind",
+    default=None,
+    help="Whether spectra are computed behind the training, which goes on meanwhile.  [default: on a GPU]",
+)
 @definition_options
 @click.option("--seed", type=int, help="Seed of torch's random state, set before model().  [default: not set]")
 @click.option(

@@ -324,7 +324,7 @@ def test_masks_of_any_size_are_drawn_again(large: tuple[int, int, int], packed: 
 
 
 def _paths(case: OpCase) -> list[tuple[Path, Tensor]]:
-    from gradtrace.cases import paths
+    from gradtrace.arguments import paths
 
     return list(paths(case.args, case.kwargs))
 
