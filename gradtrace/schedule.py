@@ -107,6 +107,7 @@ def one_thread_each(count: int, name: str = "gradtrace") -> ThreadPoolExecutor:
     ready = threading.Barrier(count + 1)
 
     def begin() -> None:
+        torch.get_num_threads()  # else the number is forgotten when torch first asks for it in this thread
         torch.set_num_threads(1)  # of this thread; but threads that begin later would take it over
         ready.wait()
 

@@ -72,6 +72,36 @@ def blas_threads() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
+def test_whichever_thread_comes_first_or_leaves_last() -> None:
+    """The number is the process's, not a thread's."""
+
+    def visit(found: list[set[int]]) -> None:
+        with one_thread:
+            came.set()
+            found.append(blas_threads())
+            assert go_on.wait(30)
+            found.append(blas_threads())
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        for main_comes_first in (True, False):
+            came, go_on, found = threading.Event(), threading.Event(), list[set[int]]()
+            other = threading.Thread(target=visit, args=(found,))
+            if main_comes_first:
+                with one_thread:
+                    other.start()
+                    assert came.wait(30)
+            else:
+                other.start()
+                assert came.wait(30)
+                with one_thread:
+                    assert blas_threads() == {1}
+            assert blas_threads() == {1}, "the other is still inside"
+            go_on.set()
+            other.join()
+            assert found == [{1}, {1}]
+            assert blas_threads() == {2}
+
+
 def test_numpys_threads_are_what_they_were_when_the_last_has_left() -> None:
     """Two who train at once come and go in any order."""
     with threadpool_limits(limits=2, user_api="blas"):

@@ -7,11 +7,10 @@ AMD processor, and half of it for a product of a matrix with its own transpose.
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from threadpoolctl import LibController, ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor
 
 
@@ -49,26 +48,36 @@ def squared(rows: Tensor) -> Tensor:
 
 
 class _Limit:
-    """Numpy's BLAS kept to one thread a call as long as anybody wants that: the last to leave restores what was."""
+    """Numpy's BLAS kept to one thread a call as long as anybody wants that: the last to leave restores what was.
+
+    The number is the process's, and whoever leaves last may be another thread than who came first. Newer threadpoolctl
+    lets only the thread that set it first set it again, so the library itself is asked.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._controller: ThreadpoolController | None = None
-        self._limiter: Any = None
+        self._libraries: list[LibController] | None = None
+        self._before: list[int] = []
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._controller = self._controller or ThreadpoolController().select(user_api="blas")
-                self._limiter = self._controller.limit(limits=1)
+                if self._libraries is None:
+                    self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                self._before = [library.num_threads for library in self._libraries]
+                self._set([1] * len(self._before))
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._limiter.restore_original_limits()
+                self._set(self._before)
+
+    def _set(self, numbers: list[int]) -> None:
+        for library, number in zip(self._libraries or (), numbers, strict=True):
+            getattr(library, "_real_set_num_threads", library.set_num_threads)(number)
 
 
 one_thread = _Limit()
