@@ -37,8 +37,11 @@ class Behind:
     def hand_over(self, work: Callable[[], None]) -> float:
         """Seconds waited for room; `work` is done later, and must read nothing that changes meanwhile."""
         began = time.perf_counter()
+        self._check()
         self._room.acquire()
         waited = time.perf_counter() - began
+        if self._error is not None:
+            self._room.release()
         self._check()
         if self._thread is None:
             self._thread = one_thread_each(1, "gradtrace behind")

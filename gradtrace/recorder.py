@@ -131,7 +131,13 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as failed:
+            if error is None:
+                raise
+            if failed is not error:
+                error.add_note(f"Closing the run failed too: {failed}")
 
     def close(self) -> None:
         """Commits every step and closes the store."""

@@ -146,9 +146,30 @@ def test_what_a_piece_raises_is_told_and_later_pieces_are_not_begun() -> None:
     behind.hand_over(lambda: begun.append(2))
     with pytest.raises(ZeroDivisionError):
         behind.wait()
-    with pytest.raises(ZeroDivisionError):
-        behind.hand_over(lambda: begun.append(3))
+    for _ in range(AHEAD + 1):  # none of them takes up room for good
+        with pytest.raises(ZeroDivisionError):
+            behind.hand_over(lambda: begun.append(3))
     assert begun == []
+
+
+def test_an_error_of_the_training_is_not_hidden_by_one_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: object, **more: object) -> object:
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(gradtrace.recorder.Pending, "row", failing)
+    model = network(torch.float32)
+
+    def train() -> None:
+        with gt.record(model, tmp_path / "run.zarr", behind=True) as recorder:
+            with recorder.step(groups=LABELS):
+                model(torch.randn(SAMPLES, 1, 5, 5)).square().mean().backward()
+            raise KeyError("a mistake in the loop")
+
+    with pytest.raises(KeyError) as raised:
+        train()
+    assert any("no room for a copy" in note for note in raised.value.__notes__)
 
 
 def test_a_failure_behind_reaches_the_training_and_earlier_rows_are_kept(
