@@ -93,8 +93,11 @@ class Factors(ABC):
         return None
 
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
-        """The gradient of every cell that owns a row; `cells` is (samples + 1,), the last for ownerless rows."""
-        present = torch.unique(cells[self.owners]).tolist()
+        """The gradient of every cell that owns a row; `cells` is (samples + 1,), the last for ownerless rows.
+
+        Cells below zero are not asked for: they may be left out.
+        """
+        present = [cell for cell in torch.unique(cells[self.owners]).tolist() if cell >= 0]
         return {cell: self.restrict(cells == cell).densify() for cell in present}
 
 

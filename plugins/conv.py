@@ -70,13 +70,13 @@ class ConvFactors(Factors):
         return total.reshape(self.shape)
 
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
-        """A few samples at a time: what is copied of them stays small."""
+        """Some samples at a time: what is copied of them stays small. Cells below zero are nobody's."""
         if not self._by_sample or not self.plain.numel():
             return super().by_cell(cells)
         of_sample = cells[self.owners.flatten()]
         step = max(1, MOST_SLICED // self.plain[0].numel())
         found = {}
-        for cell in torch.unique(of_sample).tolist():
+        for cell in torch.unique(of_sample[of_sample >= 0]).tolist():
             parts = [self._of(some).densify() for some in (of_sample == cell).nonzero(as_tuple=True)[0].split(step)]
             found[cell] = sum(parts[1:], parts[0])
         return found
@@ -90,7 +90,7 @@ class ConvFactors(Factors):
         step = max(1, MOST_ELEMENTS // max(self.patched[:1].numel(), 1))
         for patched, plain in zip(self.patched.split(step), self.plain.split(step), strict=True):
             seen = self.window.convolved(patched, kernels)
-            found += torch.einsum("nop,nkp->ok", plain.flatten(2), seen.flatten(2))
+            found += (plain.flatten(2) @ seen.flatten(2).transpose(1, 2)).sum(0)  # einsum takes five times as long
         return found
 
     def _weight_gradient(self) -> Tensor:

@@ -52,6 +52,21 @@ def test_matrices_and_convolutions_have_one_cell_by_subtraction() -> None:
     assert left(session_of(network(), data())) == {"0.weight", "3.weight", "5.weight"}
 
 
+def test_what_is_had_by_subtraction_is_not_summed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[set[int]] = []
+    by_cell = ConvFactors.by_cell
+
+    def noted(factors: ConvFactors, cells: Tensor) -> dict[int, Tensor]:
+        found = by_cell(factors, cells)
+        summed.append(set(found))
+        return found
+
+    monkeypatch.setattr(ConvFactors, "by_cell", noted)
+    session = session_of(network(), data())
+    (cell,) = session.gathered.sums["0.weight"].gradient.left
+    assert summed == [{1, 2} - {cell}]
+
+
 def test_in_double_precision_every_cell_is_summed() -> None:
     assert left(session_of(network().double(), data().double())) == set()
 
