@@ -5,9 +5,11 @@ On an accelerator it has a stream of its own there, so that waiting for its resu
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +24,8 @@ AHEAD = 2  # pieces that may be unfinished: then whoever hands over the next one
 class Behind:
     """One thread that does what it is handed, in order.
 
-    What a piece raises is raised to whoever hands over the next one, or waits; pieces after it are not begun.
+    What a piece raises is raised to whoever hands over the next one, or waits, and else told when the interpreter ends;
+    pieces after it are not begun.
     workers: threads that a piece may share its work with, itself among them: as many as torch leaves cores idle.
     """
 
@@ -33,6 +36,7 @@ class Behind:
         self._room = threading.Semaphore(AHEAD)
         self._last: Future[None] | None = None
         self._error: BaseException | None = None
+        self._told = False
 
     def hand_over(self, work: Callable[[], None]) -> float:
         """Seconds waited for room; `work` is done later, and must read nothing that changes meanwhile."""
@@ -45,6 +49,7 @@ class Behind:
         self._check()
         if self._thread is None:
             self._thread = one_thread_each(1, "gradtrace behind")
+            atexit.register(self._tell)
             if self.workers > 1:  # made here, since a new thread takes over the number of whoever made it
                 helpers(self.workers - 1, os.getpid())
         ready = None if self._stream is None else torch.cuda.current_stream(self._stream.device).record_event()
@@ -64,6 +69,7 @@ class Behind:
         finally:
             if self._thread is not None:
                 self._thread.shutdown()
+            atexit.unregister(self._tell)
 
     def _do(self, work: Callable[[], None], ready: torch.cuda.Event | None) -> None:
         try:
@@ -86,4 +92,13 @@ class Behind:
 
     def _check(self) -> None:
         if self._error is not None:
+            self._told = True
             raise self._error
+
+    def _tell(self) -> None:
+        """At the end of the interpreter: who neither went on nor closed would not know."""
+        if self._error is not None and not self._told:
+            what = f"{type(self._error).__name__}: {self._error}"
+            warnings.warn(
+                f"A step behind the training failed; it and later ones are not recorded: {what}", stacklevel=1
+            )

@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -61,7 +61,7 @@ def beside(work: Callable[[T], R], items: Sequence[T], *, flops: float, workers:
             while (number := next(numbers)) < len(items):
                 results[number] = work(items[number])
 
-        others = [helpers(workers - 1, os.getpid()).submit(drain) for _ in range(workers - 1)]
+        others = list(_asked(drain, workers - 1))
         try:
             drain()  # this thread is one of the workers
         finally:
@@ -69,6 +69,15 @@ def beside(work: Callable[[T], R], items: Sequence[T], *, flops: float, workers:
         for other in others:
             other.result()
         return [results[number] for number in range(len(items))]
+
+
+def _asked(work: Callable[[], None], count: int) -> Iterator[Future[None]]:
+    """So many helpers, at work; none once the interpreter shuts down, when threads take nothing on any more."""
+    try:
+        for _ in range(count):
+            yield helpers(count, os.getpid()).submit(work)
+    except RuntimeError:
+        return
 
 
 def _tasks(problems: Sequence[Problem]) -> Iterator[list[Problem]]:

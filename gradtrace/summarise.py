@@ -158,7 +158,11 @@ def reduce(totals: Iterable[ParameterSum], *, workers: int | None = None) -> Non
     """Makes all of them ready for their summaries, beside each other; what parameters share is reduced once."""
     each = list({id(one): one for total in totals for one in total.unreduced}.values())
     dear = sorted(each, key=lambda one: -one.flops)
-    beside(lambda one: one.reduce(), dear, flops=sum(one.flops for one in each), workers=workers)
+    if workers == 1:  # on an accelerator too, where no thread of the CPU's is asked for
+        for one in dear:
+            one.reduce()
+    else:
+        beside(lambda one: one.reduce(), dear, flops=sum(one.flops for one in each), workers=workers)
 
 
 def summarise(summaries: Mapping[str, Summary], *, workers: int | None = None) -> dict[str, ParameterRow]:

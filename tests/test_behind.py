@@ -188,17 +188,35 @@ def test_a_failure_behind_reaches_the_training_and_earlier_rows_are_kept(
     assert gt.open_run(tmp_path / "run.zarr").stream().steps.tolist() == [0]
 
 
-def test_a_script_that_ends_without_closing_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("idle", [0, 3])
+def test_a_script_that_ends_without_closing_loses_nothing(idle: int, tmp_path: Path) -> None:
+    """Also where threads that would share the work take nothing on any more."""
     code = f"""
-import torch, gradtrace as gt
-model = torch.nn.Linear(3, 2)
+import torch, gradtrace as gt, gradtrace.behind, gradtrace.schedule
+gradtrace.behind.idle_cores, gradtrace.schedule.WORTH_SHARING = lambda: {idle}, 0
+model = torch.nn.Linear(300, 200)
 recorder = gt.record(model, {str(tmp_path / "run.zarr")!r}, behind=True)
 for _ in range(5):
-    with recorder.step(groups=["a", "b"]):
-        model(torch.randn(2, 3)).square().mean().backward()
+    with recorder.step(groups=["a", "b"] * 150):
+        model(torch.randn(300, 300)).square().mean().backward()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert ended.stderr == ""
     assert gt.open_run(tmp_path / "run.zarr").stream().steps.tolist() == list(range(5))
+
+
+def test_a_script_that_ends_without_closing_is_told_what_failed(tmp_path: Path) -> None:
+    code = f"""
+import torch, gradtrace as gt, gradtrace.recorder
+def failing(*arguments, **more): raise MemoryError("no room for a copy")
+gradtrace.recorder.Pending.row = failing
+model = torch.nn.Linear(3, 2)
+recorder = gt.record(model, {str(tmp_path / "run.zarr")!r}, behind=True)
+with recorder.step(groups=["a", "b"]):
+    model(torch.randn(2, 3)).square().mean().backward()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert "not recorded: MemoryError: no room for a copy" in ended.stderr
 
 
 class Stream:
