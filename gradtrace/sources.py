@@ -14,6 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from gradtrace.decompose.dense import double_of
 from gradtrace.decompose.lapack import squared
 
 MOST_NUMBERS = 2**19  # of rows that one thread forms at once
@@ -60,6 +61,11 @@ class Source(ABC):
         return type(self), values.data_ptr(), tuple(values.shape), values.stride(), values.dtype, values.is_conj()
 
     @property
+    def wide(self) -> torch.dtype:
+        """The dtype of double precision that rows are formed in."""
+        return double_of(self.values.dtype)
+
+    @property
     def most_rows(self) -> int:
         """Rows that are formed at once."""
         return max(MOST_NUMBERS // max(self.width, 1), FEWEST_ROWS)
@@ -79,7 +85,7 @@ class MatrixSource(Source):
 
     def blocks(self, units: Tensor) -> Iterator[Tensor]:
         for some in units.split(self.most_rows):
-            yield self.values.index_select(0, some).to(double_of(self.values))
+            yield self.values.index_select(0, some).to(self.wide)
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,9 @@ class ChannelSource(Source):
         for some in units.split(max(self.most_rows // max(self.height, 1), 1)):
             here = self.values.index_select(0, some).flatten(2).unflatten(1, (self.groups, self.width))
             ordered = here.permute(2, 1, 0, 3)
-            columns = torch.empty(ordered.shape, dtype=double_of(here), device=here.device).copy_(ordered)
+            columns = torch.empty(ordered.shape, dtype=self.wide, device=here.device).copy_(ordered)
             yield columns.flatten(1).T
 
     @property
     def key(self) -> Hashable:
         return super().key, self.groups
-
-
-def double_of(values: Tensor) -> torch.dtype:
-    """The dtype of double precision that rows of these are formed in."""
-    return torch.complex128 if values.is_complex() else torch.float64

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradtrace.calls import OpCall, RowsCutError, cast_as_used, is_dense
 from gradtrace.factors import Factors, Norms, OuterFactors, Rows
-from gradtrace.sources import ChannelSource, Source, double_of
+from gradtrace.sources import ChannelSource, Source
 
 MOST_ELEMENTS = 2**18  # of a matrix of patches that is formed at once
 MOST_SLICED = 2**21  # of an adjoint that are put together at once, by sample
@@ -186,7 +186,7 @@ class PatchSource(Source):
         for some in units.split(max(self.most_rows // max(self.height, 1), 1)):
             padded = self.window.padded(self.values.index_select(0, some))
             for piece in pieces((len(some), *self.positions), max(self.most_rows // self.window.groups, 1)):
-                yield from self.window.patches(padded, piece, double_of(self.values))
+                yield from self.window.patches(padded, piece, self.wide)
 
     def square(self, units: Tensor) -> Tensor:
         sizes = tuple(self.values.shape[2:])
