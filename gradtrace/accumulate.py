@@ -86,7 +86,7 @@ class GradientSum:
             self.dense[cell] = rest
 
     def _fold(self, leave: int | None = None) -> None:
-        parts, self.parts = self.parts, []
+        parts, self.parts, self.small = self.parts, [], None
         for left, right, cells in parts:
             left, right = left.to(_summed_in(left.dtype)), right.to(_summed_in(right.dtype))
             for cell in torch.unique(cells).tolist():

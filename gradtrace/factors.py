@@ -362,8 +362,13 @@ def row_norms(rows: Tensor) -> Tensor:
 
 def norms_along(values: Tensor, axis: int) -> Tensor:
     """The norms along an axis that is not the last, in float64: as sums of squares, which take a tenth of the time."""
+    return squares_along(values, axis).sqrt().double()
+
+
+def squares_along(values: Tensor, axis: int) -> Tensor:
+    """The sums of squared sizes along an axis, in float32 or better."""
     sizes = values.abs() if values.is_complex() else values
-    return sizes.to(torch.promote_types(sizes.dtype, torch.float32)).square().sum(axis).sqrt().double()
+    return sizes.to(torch.promote_types(sizes.dtype, torch.float32)).square().sum(axis)
 
 
 def _masked(tensor: Tensor, mask: Tensor) -> Tensor:

@@ -237,12 +237,13 @@ class AdapterTests:
                 _check(source.width == width, case, f"`source` of {kind} has {source.width} columns, not {width}")
                 for owner in torch.unique(rows.owners).tolist():
                     own = expected[rows.owners == owner]
-                    formed = list(source.blocks((source.owners == owner).nonzero(as_tuple=True)[0]))
-                    found = torch.cat([*formed, own[:0]])
+                    units = (source.owners == owner).nonzero(as_tuple=True)[0]
+                    found = torch.cat([*source.blocks(units), own[:0]])
                     what = f"`source` of {kind}, rows of {owner}"
                     _check(len(found) == len(own), case, f"{what}: {len(found)} instead of {len(own)}")
                     square, power = own.mH @ own, own.abs().square().sum().reshape(1)
                     self._same(found.mH @ found, square, power.to(square.dtype), case, what)
+                    self._same(source.square(units), square, power.to(square.dtype), case, f"{what}, squared")
 
     def test_scale_bounds_the_gradient(self, case: OpCase) -> None:
         for call, adjoint, groups in settings(case, self.adapter):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradtrace.factors import squares_along
+
 Piece = tuple[slice, ...]  # of the samples, and of the positions along every spatial axis
 
 
@@ -72,9 +74,7 @@ class Window:
 
     def _channel_squares(self, y: Tensor) -> Tensor:
         """(samples, groups, spatial...): squares summed over channels; a norm along them takes 30 times as long."""
-        sizes = y.abs() if y.is_complex() else y
-        squares = sizes.to(torch.promote_types(sizes.dtype, torch.float32)).square()
-        return squares.unflatten(1, (self.groups, y.shape[1] // self.groups)).sum(2)
+        return squares_along(y.unflatten(1, (self.groups, y.shape[1] // self.groups)), 2)
 
     def patch_norms(self, x: Tensor, positions: Sequence[int]) -> Tensor:
         """(groups, rows): the norm of every row of `patches` at all positions, summed up without forming it.
