@@ -7,7 +7,7 @@ Rows are kept as factors while they are few, and folded into one matrix per cell
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from gradtrace.decompose.factored import SmallFactors
 from gradtrace.decompose.gram import rounded_problem
 from gradtrace.decompose.problem import Problem, summed_problem
 from gradtrace.factors import LookupFactors, Norms
+from gradtrace.hosted import is_here, picked, places_of, sent
 from gradtrace.kinds import KindRows, LookupRows, Shared
 from gradtrace.sources import Source
 
@@ -30,7 +31,7 @@ class GradientSum:
     """The gradient per cell: as rows of L and R (G = L^T R) while they are few, or as one dense tensor per cell."""
 
     shape: tuple[int, ...]
-    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # L, R, cells
+    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # L, R, cells (on the host)
     dense: dict[int, Tensor] = field(default_factory=dict)
     n_rows: int = 0
     left: dict[int, Tensor] = field(default_factory=dict)  # cell left to subtraction -> its gradient times the probes
@@ -92,11 +93,11 @@ class GradientSum:
             for cell in torch.unique(cells).tolist():
                 if cell == leave:
                     seen = right @ probes_of(self.sides[1], right.dtype, right.device)
-                    seen.masked_fill_((cells != cell)[:, None], 0)
+                    seen.masked_fill_(sent(cells != cell, seen.device)[:, None], 0)
                     self.leave(cell, (seen.T @ left).T)  # the other way about takes ten times as long
                     continue
-                index = (cells == cell).nonzero(as_tuple=True)[0]
-                gradient = left.index_select(0, index).T @ right.index_select(0, index)
+                index = places_of(cells == cell)
+                gradient = picked(left, index).T @ picked(right, index)
                 self._add(cell, gradient.reshape(self.shape), owned=True)
 
     def times(self, probes: Tensor) -> Tensor:
@@ -140,9 +141,10 @@ class ParameterSum:
     activation: KindRows | LookupRows | None = None
     adjoint: KindRows | None = None
     absent: dict[str, str] = field(default_factory=dict)  # kind -> why it is absent
-    scale: float = 0.0  # sum over rows of |a| |d|
-    power: dict[int, tuple[float, float]] = field(default_factory=dict)  # per cell: |A|_F^2, |D|_F^2
     eps: float = 0.0  # of the coarsest dtype met
+    _scale: float | Tensor = 0.0
+    _power: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _unread: list[tuple[list[int], Tensor]] = field(default_factory=list)  # cells, and what adds to their power
 
     def __post_init__(self) -> None:
         self.gradient = GradientSum(self.shape)
@@ -175,7 +177,7 @@ class ParameterSum:
         if not isinstance(self.activation, LookupRows):
             self.drop("activation", "its uses have different widths")
             return
-        self.activation.add(factors.indices, cells)
+        self.activation.add(factors.indices, cells, factors.padding)
 
     def drop(self, kind: str, why: str) -> None:
         """This parameter does not have `kind`."""
@@ -187,15 +189,38 @@ class ParameterSum:
         if not len(cells):
             return
         both = norms.activation, norms.adjoint
-        if cells.device.type == "cpu":
-            sums = np.stack([np.bincount(cells.numpy(), n.numpy() ** 2) for n in both], 1).tolist()
-            present: Sequence[int] = range(len(sums))
+        squares = [n.square() if n.dim() == 1 else torch.linalg.vecdot(n, n) for n in both]
+        if is_here(norms.adjoint):
+            sums = np.stack([np.bincount(cells.numpy(), n.numpy()) for n in squares], 1)
+            self._add_power(range(len(sums)), sums.tolist())
         else:  # there counting with weights is refused where algorithms have to be deterministic
-            present, squares = torch.unique(cells).tolist(), [n.square() for n in both]
-            sums = torch.stack([torch.stack([n.where(cells == c, 0).sum() for n in squares]) for c in present]).tolist()
-        for cell, (a, d) in zip(present, sums, strict=True):
-            before = self.power.get(cell, (0.0, 0.0))
-            self.power[cell] = (before[0] + a, before[1] + d)
+            present = torch.unique(cells).tolist()
+            masks = [sent(cells == c, norms.adjoint.device) for c in present]
+            sums_of = torch.stack([torch.stack([n.where(mask, 0).sum() for n in squares]) for mask in masks])
+            self._unread.append((present, sums_of))
+
+    def _add_power(self, cells: Sequence[int], sums: Sequence[Sequence[float]]) -> None:
+        for cell, (a, d) in zip(cells, sums, strict=True):
+            before = self._power.get(cell, (0.0, 0.0))
+            self._power[cell] = (before[0] + a, before[1] + d)
+
+    @property
+    def power(self) -> Mapping[int, tuple[float, float]]:
+        """Per cell |A|_F^2 and |D|_F^2. Waits for the device."""
+        for cells, sums in self._unread:
+            self._add_power(cells, sums.tolist())
+        self._unread = []
+        return self._power
+
+    @property
+    def scale(self) -> float:
+        """The sum over rows of |a| |d|; NaN where no factors are known. Waits for the device."""
+        self._scale = float(self._scale)
+        return self._scale
+
+    def add_scale(self, scale: float | Tensor) -> None:
+        """Adds to the scale; NaN for rows without factors."""
+        self._scale = self._scale + scale
 
     @property
     def unreduced(self) -> list[GradientSum | KindRows]:

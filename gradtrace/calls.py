@@ -23,7 +23,7 @@ class OpCall:
     operand: where the effective weight stands, as a path: `(1,)`, `("weight",)`, or `(0, 2)` inside a list.
     output: shape and dtype of the output, as a tensor on the meta device.
     owners: the sample that owns each element of the output, -1 for none: with as many axes as the output, each of the
-    output's size or, where the owner does not vary along it, of size one.
+    output's size or, where the owner does not vary along it, of size one. On the host, wherever the data is.
     position: which of the call's outputs that is.
     noted: what the adapter noted just before the call (see `gradtrace.adapters.NotingAdapter`).
     """

@@ -14,6 +14,7 @@ from gradtrace.adapters import is_joint
 from gradtrace.calls import Adjoint, Path, RowsCutError
 from gradtrace.errors import AdapterError
 from gradtrace.factors import Factors
+from gradtrace.hosted import sent
 from gradtrace.ops import Op, Operand
 from gradtrace.pull import through_graph, through_op
 from gradtrace.values import Value
@@ -100,7 +101,7 @@ def _factors(op: Op, output: int, operand: Operand, adjoint: Adjoint) -> Factors
 def weighted(op: Op, part: Factored, weights: Tensor) -> Tensor:
     """The gradient at the effective weight, each sample's share weighted; AdapterError where the factors do not fit."""
     with _failing_by_name(op, [part.operand]):
-        gradient = part.factors.weighted(weights.to(part.factors.adjoint.device)).densify()
+        gradient = part.factors.weighted(weights).densify()
         if tuple(gradient.shape) != part.operand.shape:
             raise ValueError(f"its factors are of shape {tuple(gradient.shape)}, the weight is {part.operand.shape}")
         return gradient
@@ -126,7 +127,7 @@ def _puller(op: Op, output: int, operand: Operand, given: Adjoint) -> Callable[[
 
     def pull(weights: Tensor) -> Tensor | None:
         kind = adjoint.real.dtype if adjoint.is_complex() else adjoint.dtype
-        factor = weights.to(device=adjoint.device, dtype=kind)[owners]
+        factor = sent(weights.to(kind)[owners], adjoint.device)
         masked = torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)  # a NaN times zero is a NaN
         return through_op(op, output, masked, [operand])[0]
 

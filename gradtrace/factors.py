@@ -1,7 +1,9 @@
 """What an adapter says of one call: the activation A, the adjoint D, and whose row is whose.
 
 For an op that multiplies its input by a weight, G = A^T D with one row per sample and position (complex: conj(A)^T D).
-All shapes below are of one call; `owners` holds one sample index per row, -1 where no sample owns the row.
+All shapes below are of one call; `owners` holds one sample index per row, -1 where no sample owns the row. Owners lie
+on the host, and what is given per sample does too, wherever A and D are: nobody waits for a device to know whose row
+is whose.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from gradtrace.hosted import number, picked, places_of, sent
 from gradtrace.sources import ChannelSource, MatrixSource, Source
 
 MOST_NUMBERS = 2**18  # of a copy of rows that is made at once
+AT_ONCE = 2**20  # terms whose sizes are summed at once
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Norms:
-    """The norms of every row of A and of D, in float64: what rounding errors of the gradient are measured against."""
+    """The norms of every row of A and of D, in float64: what rounding errors of the gradient are measured against.
 
-    activation: Tensor  # (rows,)
-    adjoint: Tensor  # (rows,)
-    owners: Tensor  # (rows,)
+    Where a unit, a sample say, has several rows, they stand in one line: (units, rows of each), in any order.
+    """
+
+    activation: Tensor  # (units,) or (units, rows of each)
+    adjoint: Tensor  # likewise
+    owners: Tensor  # (units,)
 
 
 class Factors(ABC):
@@ -60,11 +67,14 @@ class Factors(ABC):
     def weighted(self, weights: Tensor) -> Factors:
         """Every row's adjoint times its sample's weight; `weights` is (samples + 1,), the last for ownerless rows."""
 
-    def scale(self) -> float:
-        """The sum over rows of |a| |d|: what rounding errors of the gradient are measured against."""
+    def scale(self) -> float | Tensor:
+        """The sum over rows of |a| |d|: what rounding errors of the gradient are measured against.
+
+        A number, or a tensor that holds it where that would have to be waited for.
+        """
         norms = self.norms()
         assert norms is not None, "factors without an activation have a scale of their own"
-        return float((norms.activation * norms.adjoint).sum())
+        return number((norms.activation * norms.adjoint).sum())
 
     def rows(self) -> Rows | None:
         """A and D as matrices, or None when the op has no rows."""
@@ -101,16 +111,19 @@ class Factors(ABC):
         return {cell: self.restrict(cells == cell).densify() for cell in present}
 
 
-def trusted_scale(factors: Factors, norms: Norms | None) -> float:
+def trusted_scale(factors: Factors, norms: Norms | None) -> float | Tensor:
     """What the factors say is their scale, or what their rows say where that is less.
 
     Residuals are divided by it: an adapter whose scale is too large would pass every audit.
     """
     if norms is None:
         return factors.scale()
-    bound = float((norms.activation * norms.adjoint).sum())
-    own = bound if type(factors).scale is Factors.scale else factors.scale()  # that is the bound, once more
-    return own if own <= bound * (1 + 1e-6) else bound
+    bound = number((norms.activation * norms.adjoint).sum())
+    if type(factors).scale is Factors.scale:  # that is the bound, once more
+        return bound
+    own = factors.scale()
+    fits = own <= bound * (1 + 1e-6)
+    return torch.where(fits, own, bound) if isinstance(fits, Tensor) else own if fits else bound
 
 
 @dataclass(frozen=True)
@@ -131,18 +144,14 @@ class OuterFactors(Factors):
         return (self.activation.mH @ self.adjoint).reshape(self.shape).permute(self.order)
 
     def restrict(self, keep: Tensor) -> OuterFactors:
-        index = keep[self.owners].nonzero(as_tuple=True)[0]
+        index = places_of(keep[self.owners])
         if len(index) == len(self.owners):
             return self
-        return replace(
-            self,
-            activation=self.activation.index_select(0, index),
-            adjoint=self.adjoint.index_select(0, index),
-            owners=self.owners.index_select(0, index),
-        )
+        activation, adjoint = picked(self.activation, index), picked(self.adjoint, index)
+        return replace(self, activation=activation, adjoint=adjoint, owners=picked(self.owners, index))
 
     def weighted(self, weights: Tensor) -> OuterFactors:
-        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
+        return replace(self, adjoint=self.adjoint * _shares(self, weights)[:, None])
 
     def rows(self) -> Rows:
         return Rows(self.activation, self.adjoint, self.owners)
@@ -180,11 +189,11 @@ class BatchedFactors(Factors):
         return (self.activation.mH @ self.adjoint).reshape(self.shape).permute(self.order)
 
     def restrict(self, keep: Tensor) -> BatchedFactors:
-        mask = keep[self.owners][..., None]
+        mask = sent(keep[self.owners], self.adjoint.device)[..., None]
         return replace(self, activation=_masked(self.activation, mask), adjoint=_masked(self.adjoint, mask))
 
     def weighted(self, weights: Tensor) -> BatchedFactors:
-        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[..., None])
+        return replace(self, adjoint=self.adjoint * _shares(self, weights)[..., None])
 
     def rows(self) -> Rows:
         return Rows(self.activation.flatten(0, 1), self.adjoint.flatten(0, 1), self.owners.flatten())
@@ -194,7 +203,8 @@ class BatchedFactors(Factors):
 class LookupFactors(Factors):
     """A table of `height` rows, looked up: A is one-hot and never formed.
 
-    indices: (rows,), adjoint: (rows, width), owners: (rows,). `shape`: the table's, where it is no matrix.
+    indices: (rows,), adjoint: (rows, width), owners: (rows,). `shape`: the table's, where it is no matrix. `padding`:
+    an index whose entry stays as it is; the adjoint is zero wherever it is looked up, and A there too.
     """
 
     indices: Tensor
@@ -202,6 +212,7 @@ class LookupFactors(Factors):
     owners: Tensor
     height: int
     shape: tuple[int, ...] | None = None
+    padding: int | None = None
 
     def densify(self) -> Tensor:
         table = self.adjoint.new_zeros(self.height, self.adjoint.shape[1])
@@ -209,19 +220,15 @@ class LookupFactors(Factors):
         return table if self.shape is None else table.reshape(self.shape)
 
     def restrict(self, keep: Tensor) -> LookupFactors:
-        index = keep[self.owners].nonzero(as_tuple=True)[0]
-        return replace(
-            self,
-            indices=self.indices.index_select(0, index),
-            adjoint=self.adjoint.index_select(0, index),
-            owners=self.owners.index_select(0, index),
-        )
+        index = places_of(keep[self.owners])
+        indices, adjoint = picked(self.indices, index), picked(self.adjoint, index)
+        return replace(self, indices=indices, adjoint=adjoint, owners=picked(self.owners, index))
 
     def weighted(self, weights: Tensor) -> LookupFactors:
-        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
+        return replace(self, adjoint=self.adjoint * _shares(self, weights)[:, None])
 
-    def scale(self) -> float:
-        return float(row_norms(self.adjoint).sum())  # rows of A have norm one
+    def scale(self) -> float | Tensor:
+        return number(row_norms(self.adjoint).sum())  # rows of A have norm one
 
     def rows(self) -> Rows:
         return Rows(None, self.adjoint, self.owners)
@@ -244,16 +251,20 @@ class ElementFactors(Factors):
         return self._terms().sum_to_size(self.shape)
 
     def restrict(self, keep: Tensor) -> ElementFactors:
-        mask = keep[self.owners]
+        mask = sent(keep[self.owners], self.adjoint.device)
         activation = None if self.activation is None else _masked(self.activation, mask)
         return replace(self, activation=activation, adjoint=_masked(self.adjoint, mask))
 
     def weighted(self, weights: Tensor) -> ElementFactors:
-        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype))
+        return replace(self, adjoint=self.adjoint * _shares(self, weights))
 
-    def scale(self) -> float:
-        terms = self._terms()
-        return float(torch.linalg.vector_norm(terms, 1, dtype=torch.promote_types(terms.dtype, torch.float32)))
+    def scale(self) -> float | Tensor:
+        terms = self._terms()  # their norm of order one takes four times as long
+        length = len(terms) if terms.dim() else 1
+        parts = terms.split(max(AT_ONCE * length // max(terms.numel(), 1), 1)) if length > 1 else (terms,)
+        wide = torch.promote_types(terms.real.dtype if terms.is_complex() else terms.dtype, torch.float32)
+        sums = torch.stack([part.abs().sum(dtype=wide) for part in parts])
+        return number(sums.double().sum())
 
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
         """Summed first over every axis along which neither the weight nor the owner varies: one pass over the data."""
@@ -264,7 +275,8 @@ class ElementFactors(Factors):
         terms = terms.sum(free, keepdim=True) if free else terms
         of_row = cells[owners]
         present = torch.unique(of_row).tolist()
-        return {cell: _masked(terms, of_row == cell).sum_to_size(self.shape) for cell in present}
+        masks = {cell: sent(of_row == cell, terms.device) for cell in present}
+        return {cell: _masked(terms, mask).sum_to_size(self.shape) for cell, mask in masks.items()}
 
     def rows(self) -> Rows | None:
         """Rows are the axes the weight is broadcast along, columns the weight's own; None if an owner cuts a row."""
@@ -291,12 +303,8 @@ class ElementFactors(Factors):
         axis = self._channel_axis
         if axis is None:
             return super().norms()
-        sizes = list(self.adjoint.shape)
-        sizes[axis] = 1
         activation = norms_along(self.activation.expand_as(self.adjoint), axis)
-        return Norms(
-            activation.flatten(), norms_along(self.adjoint, axis).flatten(), self.owners.expand(sizes).flatten()
-        )
+        return Norms(activation.flatten(1), norms_along(self.adjoint, axis).flatten(1), self.owners.flatten())
 
     def source(self, kind: str) -> Source | None:
         values = self.activation if kind == "activation" else self.adjoint
@@ -369,6 +377,11 @@ def squares_along(values: Tensor, axis: int) -> Tensor:
     """The sums of squared sizes along an axis, in float32 or better."""
     sizes = values.abs() if values.is_complex() else values
     return sizes.to(torch.promote_types(sizes.dtype, torch.float32)).square().sum(axis)
+
+
+def _shares(factors: Factors, weights: Tensor) -> Tensor:
+    """Every row's weight, that of its sample."""
+    return sent(weights[factors.owners], factors.adjoint.device).to(factors.adjoint.real.dtype)
 
 
 def _masked(tensor: Tensor, mask: Tensor) -> Tensor:

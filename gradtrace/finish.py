@@ -95,7 +95,7 @@ def _arguments(session: Session, name: str) -> dict[str, Any]:
         session.gathered.sums.pop(name)
         total = session.gathered.sum_of(name)
         total.gradient.add_dense({session.cells.OWNERLESS: session.audit.reference[name]})
-        total.scale = float("nan")
+        total.add_scale(float("nan"))
     return {
         "total": total,
         "ungrouped": ungrouped,

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from gradtrace.accumulate import ParameterSum, matrix_shape, probes_of
 from gradtrace.contributions import Factored, Local, to_parameters
 from gradtrace.factors import Factors, LookupFactors, OuterFactors, trusted_scale
+from gradtrace.hosted import is_here
 from gradtrace.kinds import Shared
 from gradtrace.ops import Op, Operand
 from gradtrace.survey import Memory
@@ -123,6 +124,8 @@ class Gathered:
         (name, *others), moves = names, part.operand.value.moves
         if others or moves is None or not isinstance(part, Factored) or not self._is_known(name):
             return None
+        if not is_here(part.factors.adjoint):  # to know which one, it would have to be waited for
+            return None
         power = [(a * d, cell) for cell, (a, d) in self.sum_of(name).power.items()]
         dtypes = {self._parameters[name].dtype, part.operand.dtype, part.factors.adjoint.dtype}
         if dtypes != {torch.float32} or sum(p > 0 for p, _ in power) < 2 or not all(math.isfinite(p) for p, _ in power):
@@ -165,13 +168,13 @@ class Gathered:
         adjoint = part.adjoint if isinstance(part, Local) else part.factors.adjoint
         total.eps = max(total.eps, torch.finfo(adjoint.dtype).eps)
         if isinstance(part, Local):
-            total.scale = float("nan")
+            total.add_scale(float("nan"))
             total.drop("activation", "no adapter factors this op")
             self._local_adjoint(total, part, cells, shared)
             return
         norms = part.factors.norms()
         gain = math.prod(move.gain for move in part.operand.value.moves or ())
-        total.scale += gain * trusted_scale(part.factors, norms)
+        total.add_scale(gain * trusted_scale(part.factors, norms))
         if norms is not None:
             total.add_power(norms, cells[norms.owners])
         del norms  # of a convolution on volumes they are as large as a channel

@@ -20,6 +20,7 @@ from gradtrace.decompose.gram import Gram
 from gradtrace.decompose.problem import Problem
 from gradtrace.decompose.tall import Tall
 from gradtrace.decompose.triangle import Triangle
+from gradtrace.hosted import is_here, picked, places_of
 from gradtrace.schedule import beside
 from gradtrace.sources import Source
 
@@ -48,7 +49,7 @@ class KindRows:
         self._parted = False
 
     def plus(self, rows: Tensor, cells: Tensor) -> KindRows:
-        """These and more rows (m, width), of `cells` (m,)."""
+        """These and more rows (m, width), of `cells` (m,), which lie on the host."""
         most = rows_pending(self.width)
         found = KindRows(self.width, self.parts, self.folded, self._heights)
         for start in range(0, len(rows), most):
@@ -71,7 +72,7 @@ class KindRows:
         """Whether rows can be folded as they are formed: more of them than columns, and squared on the CPU."""
         squared = not is_exact(source.values.dtype) and all(isinstance(one, Gram) for one in self.folded.values())
         many = len(source.owners) * source.height >= self.width
-        return squared and many and source.values.device.type == "cpu" and source.width == self.width
+        return squared and many and is_here(source.values) and source.width == self.width
 
     def plus_source(self, source: Source, cells: Tensor) -> KindRows:
         """These and all rows of a source, whose units are of `cells` (units,); the rows are never all formed."""
@@ -109,7 +110,7 @@ class KindRows:
         for rows, cells in self.parts:
             present = torch.unique(cells).tolist()
             added = functools.partial(self._added, rows, cells, len(present) == 1)
-            on_cpu = rows.device.type == "cpu"
+            on_cpu = is_here(rows)
             found = beside(added, present, flops=len(rows) * self.width**2) if on_cpu else list(map(added, present))
             for cell, (height, folded) in zip(present, found, strict=True):
                 self._heights[cell] += height
@@ -118,7 +119,7 @@ class KindRows:
 
     def _added(self, rows: Tensor, cells: Tensor, alone: bool, cell: int) -> tuple[int, Tall]:
         """The number of rows that a cell has among these, and what is kept of it with them."""
-        own = rows if alone else rows.index_select(0, (cells == cell).nonzero(as_tuple=True)[0])
+        own = rows if alone else picked(rows, places_of(cells == cell))
         have = self.folded.get(cell)
         return len(own), (_none(self.width, rows) if have is None else have).plus(own)
 
@@ -151,7 +152,7 @@ class KindRows:
 
 def _tasks(source: Source, cells: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The units of every cell, in a few parts each: the same, whoever works on them."""
-    index = {cell: (cells == cell).nonzero(as_tuple=True)[0] for cell in torch.unique(cells).tolist()}
+    index = {cell: places_of(cells == cell) for cell in torch.unique(cells).tolist()}
     parts = max(MOST_SQUARES // (source.width**2 * len(index)), 1)
     fewest = max(math.ceil(16 * source.most_rows / max(source.height, 1)), 1)
     for cell, units in index.items():
@@ -207,9 +208,14 @@ class LookupRows:
     height: int
     counts: dict[int, Tensor] = field(default_factory=dict)
 
-    def add(self, indices: Tensor, cells: Tensor) -> None:
+    def add(self, indices: Tensor, cells: Tensor, padding: int | None = None) -> None:
+        """Counts indices; what looks up `padding` is a row of zeros."""
         for cell in torch.unique(cells).tolist():
-            count = torch.bincount(indices[cells == cell], minlength=self.height)
+            own = picked(indices, places_of(cells == cell))
+            count = torch.zeros(self.height, dtype=torch.int64, device=own.device)
+            count.index_add_(0, own, torch.ones_like(own))  # unlike bincount it need not look for the largest
+            if padding is not None:
+                count[padding] = 0
             self.counts[cell] = self.counts[cell] + count if cell in self.counts else count
 
     def spectrum(self, cells: Sequence[int]) -> Tensor:

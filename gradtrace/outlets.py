@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 
 from gradtrace.errors import GroupError
 from gradtrace.flow import Produced
+from gradtrace.hosted import sent
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Outlet:
         """`cotangent` with each sample's part multiplied by its weight; `weights` (samples,)."""
         shape = [-1 if a == self.axis else 1 for a in range(self.meta.dim())]
         dtype = cotangent.real.dtype if cotangent.is_complex() else cotangent.dtype
-        factor = weights.to(device=cotangent.device, dtype=dtype).reshape(shape)
+        factor = sent(weights.to(dtype), cotangent.device).reshape(shape)
         return torch.where(factor == 0, torch.zeros_like(cotangent), cotangent * factor)
 
 

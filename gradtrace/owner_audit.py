@@ -36,13 +36,13 @@ class OwnerAudit:
         self._probe, self._parameters = probe, parameters
         self._weights = torch.cat([weights, torch.ones(1, dtype=torch.float64)])
         self._ours: dict[str, Tensor] = {}
-        self._scale: dict[str, float] = {}
+        self._scale: dict[str, float | Tensor] = {}
         self._unfactored: set[str] = set()
 
     def add(self, op: Op, adjoints: Mapping[Slot, Tensor], owners: Mapping[Slot, Tensor]) -> None:
         """The op's share, from the probe's plain adjoints and the owners found."""
         known = {
-            place: Adjoint(adjoints[op.number, place], owners[op.number, place].to(adjoints[op.number, place].device))
+            place: Adjoint(adjoints[op.number, place], owners[op.number, place])
             for place in range(len(op.outputs))
             if (op.number, place) in owners and (op.number, place) in adjoints
         }
@@ -62,7 +62,7 @@ class OwnerAudit:
             self._ours[name] = self._ours[name] + share if name in self._ours else share
             if isinstance(part, Factored) and operand.value.moves is not None:
                 gain = math.prod(move.gain for move in operand.value.moves)
-                size = gain * trusted_scale(part.factors, part.factors.norms())
+                size: float | Tensor = gain * trusted_scale(part.factors, part.factors.norms())
             else:
                 size = _norm(share)
                 self._unfactored.add(name)
@@ -77,7 +77,7 @@ class OwnerAudit:
             if (expected is None and ours is None) or (expected is not None and not torch.isfinite(expected).all()):
                 continue
             size = _norm(ours if expected is None else expected if ours is None else expected - ours)
-            floor = self._scale.get(name) or _norm(expected)
+            floor = float(self._scale.get(name, 0.0)) or _norm(expected)
             if name in self._unfactored or name not in self._ours:
                 floor = max(floor, NEGLIGIBLE * largest)
             found[name] = size / floor if floor > 0 else (0.0 if size == 0 else float("inf"))

@@ -191,16 +191,15 @@ class Session:
         if owners is None or op.context.of_sample is None:
             waiting.owned = False
             owners = torch.full((1,) * grad.dim(), -1, dtype=torch.int64)
-        return Adjoint(grad, owners.to(grad.device))
+        return Adjoint(grad, owners)
 
     def _take(self, waiting: Waiting) -> None:
         op, batch = waiting.op, waiting.op.context
         cells = batch.of_sample if batch.of_sample is not None else torch.tensor([Cells.OWNERLESS])
-        device = next(iter(waiting.adjoints.values())).value.device
         parts = contributions(op, waiting.adjoints)
         shared = Shared(storages(parts))
         for part in parts:
-            self.gathered.take(op, part, cells.to(device), shared, owned=waiting.owned)
+            self.gathered.take(op, part, cells, shared, owned=waiting.owned)
         self._delivered |= {(op.number, output) for output in waiting.adjoints}
         if self._last_use and len(waiting.adjoints) == len(op.outputs):
             op.release()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradtrace.decompose.dense import double_of
 from gradtrace.decompose.lapack import squared
+from gradtrace.hosted import picked
 
 MOST_NUMBERS = 2**19  # of rows that one thread forms at once
 FEWEST_ROWS = 1024  # unless that is more: products of fewer are slow
@@ -26,7 +27,7 @@ class Source(ABC):
     """Where rows come from.
 
     values: the tensor that they are made of, with one unit after the other along its first axis: a row, or a sample
-    with all of its positions. owners: (units,) the sample that owns each, -1 for none.
+    with all of its positions. owners: (units,) the sample that owns each, -1 for none; on the host, as are units.
     """
 
     values: Tensor
@@ -85,7 +86,7 @@ class MatrixSource(Source):
 
     def blocks(self, units: Tensor) -> Iterator[Tensor]:
         for some in units.split(self.most_rows):
-            yield self.values.index_select(0, some).to(self.wide)
+            yield picked(self.values, some).to(self.wide)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class ChannelSource(Source):
 
     def blocks(self, units: Tensor) -> Iterator[Tensor]:
         for some in units.split(max(self.most_rows // max(self.height, 1), 1)):
-            here = self.values.index_select(0, some).flatten(2).unflatten(1, (self.groups, self.width))
+            here = picked(self.values, some).flatten(2).unflatten(1, (self.groups, self.width))
             ordered = here.permute(2, 1, 0, 3)
             columns = torch.empty(ordered.shape, dtype=self.wide, device=here.device).copy_(ordered)
             yield columns.flatten(1).T

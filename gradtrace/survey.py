@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge
 
 from gradtrace.capture import Capture
 from gradtrace.groups import Label
+from gradtrace.hosted import sent
 from gradtrace.ops import Op, OpKey
 from gradtrace.outlets import Outlet, SampleAxes, random_cotangent
 from gradtrace.ownership import MIXED, UNKNOWN, Codes, Layout, compact, layouts_of
@@ -177,9 +178,7 @@ def find_coupled(probe: Probe, ops: Sequence[Op], owners: Mapping[Slot, Tensor],
         if before is None or after is None:
             continue
         before, after = op.outputs[i].adjoint(before), op.outputs[i].adjoint(after)
-        of_row = torch.cat([factor, torch.ones(1, dtype=factor.dtype)]).to(before.device)[
-            owners[op.number, i].to(before.device)
-        ]
+        of_row = sent(torch.cat([factor, torch.ones(1, dtype=factor.dtype)])[owners[op.number, i]], before.device)
         expected = before * of_row.to(before.real.dtype)
         if not torch.equal(torch.where(before == 0, after, expected), after):
             coupled.update(*(o.value.parameters for o in op.operands))

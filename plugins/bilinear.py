@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradtrace.calls import OpCall, cast_as_used, is_dense
 from gradtrace.factors import Factors, Norms, Rows, row_norms
+from gradtrace.hosted import picked, places_of, sent
 
 MOST_ELEMENTS = 2**18  # of a matrix of outer products that is formed at once
 
@@ -34,14 +35,15 @@ class BilinearFactors(Factors):
         return total.reshape(shape)
 
     def restrict(self, keep: Tensor) -> BilinearFactors:
-        return self._some(keep[self.owners].nonzero(as_tuple=True)[0])
+        return self._some(places_of(keep[self.owners]))
 
     def _some(self, index: Tensor) -> BilinearFactors:
         names = ("left", "right", "adjoint", "owners")
-        return replace(self, **{name: getattr(self, name).index_select(0, index) for name in names})
+        return replace(self, **{name: picked(getattr(self, name), index) for name in names})
 
     def weighted(self, weights: Tensor) -> BilinearFactors:
-        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
+        weight = sent(weights[self.owners], self.adjoint.device).to(self.adjoint.real.dtype)
+        return replace(self, adjoint=self.adjoint * weight[:, None])
 
     def rows(self) -> Rows:
         return self._rows(slice(None))

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from gradtrace.calls import OpCall, RowsCutError, cast_as_used, is_dense
 from gradtrace.factors import Factors, Norms, OuterFactors, Rows
+from gradtrace.hosted import picked, places_of, sent
 from gradtrace.sources import ChannelSource, Source
 
 MOST_ELEMENTS = 2**18  # of a matrix of patches that is formed at once
+FEW_CHANNELS = 16  # of an output, for which a product with as few columns costs as much as the gradient
 MOST_SLICED = 2**21  # of an adjoint that are put together at once, by sample
 _AXES = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
@@ -77,13 +79,15 @@ class ConvFactors(Factors):
         step = max(1, MOST_SLICED // self.plain[0].numel())
         found = {}
         for cell in torch.unique(of_sample[of_sample >= 0]).tolist():
-            parts = [self._of(some).densify() for some in (of_sample == cell).nonzero(as_tuple=True)[0].split(step)]
+            parts = [self._of(some).densify() for some in places_of(of_sample == cell).split(step)]
             found[cell] = sum(parts[1:], parts[0])
         return found
 
     def times(self, probes: Tensor) -> Tensor | None:
         """D^T (A V), where A V is a convolution with few channels."""
         if self.transposed or self.window.groups > 1 or self.kept is not None or self.plain.is_complex():
+            return None
+        if self.shape[0] <= FEW_CHANNELS:
             return None
         kernels = probes.T.reshape(-1, *self.shape[1:])
         found = probes.new_zeros(self.shape[0], len(kernels))
@@ -106,7 +110,7 @@ class ConvFactors(Factors):
 
     def restrict(self, keep: Tensor) -> ConvFactors:
         kept = keep[self.owners]
-        samples = kept.flatten(1).any(1).nonzero(as_tuple=True)[0]
+        samples = places_of(kept.flatten(1).any(1))
         some = self if len(samples) == len(kept) else self._of(samples)
         if self._by_sample:
             return some
@@ -114,11 +118,11 @@ class ConvFactors(Factors):
 
     def _of(self, samples: Tensor) -> ConvFactors:
         names = ("patched", "plain", "owners") if self.kept is None else ("patched", "plain", "owners", "kept")
-        return replace(self, **{name: getattr(self, name).index_select(0, samples) for name in names})
+        return replace(self, **{name: picked(getattr(self, name), samples) for name in names})
 
     def weighted(self, weights: Tensor) -> ConvFactors:
         adjoint = self.adjoint
-        factor = weights[self.owners].to(adjoint.real.dtype if adjoint.is_complex() else adjoint.dtype)
+        factor = sent(weights[self.owners], adjoint.device).to(adjoint.real.dtype)
         return replace(self, **{"patched" if self.transposed else "plain": adjoint * factor.unsqueeze(1)})
 
     def rows(self) -> Rows:
@@ -139,13 +143,18 @@ class ConvFactors(Factors):
             plain = self.window.rows(self.plain[piece[0], :, *piece[1:]])
             owners = self._each_row(self.owners)[piece].flatten()
             if self.kept is not None:
-                here = self._each_row(self.kept)[piece].flatten()
-                patches, plain, owners = patches[:, here], plain[:, here], owners[here]
+                here = places_of(self._each_row(self.kept)[piece].flatten())
+                there = sent(here, plain.device)
+                patches, plain, owners = patches.index_select(1, there), plain.index_select(1, there), owners[here]
             activation, adjoint = (plain, patches) if self.transposed else (patches, plain)
             yield Rows(activation, adjoint, owners.expand(self.window.groups, -1))
 
     def _each_row(self, owners: Tensor) -> Tensor:
         return owners.expand(len(self.plain), *self.positions)
+
+    def _each_norm(self, owners: Tensor) -> Tensor:
+        rows = self._each_row(owners).flatten(1)
+        return rows.unsqueeze(1).expand(-1, self.window.groups, -1).flatten()
 
     def source(self, kind: str) -> Source | None:
         if not self._by_sample or self.kept is not None:
@@ -158,11 +167,13 @@ class ConvFactors(Factors):
     def norms(self) -> Norms:
         """Of every row, without patches."""
         plain = self.window.row_norms(self.plain)
-        patches = self.window.patch_norms(self.window.padded(self.patched), self.positions).flatten()
-        owners = self._each_row(self.owners).flatten().repeat(self.window.groups)
+        patches = self.window.patch_norms(self.window.padded(self.patched), self.positions)
+        owners = self.owners.flatten()
+        if not self._by_sample or self.kept is not None:
+            plain, patches, owners = plain.flatten(), patches.flatten(), self._each_norm(self.owners)
         if self.kept is not None:
-            here = self._each_row(self.kept).flatten().repeat(self.window.groups)
-            plain, patches, owners = plain[here], patches[here], owners[here]
+            here = places_of(self._each_norm(self.kept))
+            plain, patches, owners = picked(plain, here), picked(patches, here), owners[here]
         activation, adjoint = (plain, patches) if self.transposed else (patches, plain)
         return Norms(activation, adjoint, owners)
 
@@ -184,7 +195,7 @@ class PatchSource(Source):
 
     def blocks(self, units: Tensor) -> Iterator[Tensor]:
         for some in units.split(max(self.most_rows // max(self.height, 1), 1)):
-            padded = self.window.padded(self.values.index_select(0, some))
+            padded = self.window.padded(picked(self.values, some))
             for piece in pieces((len(some), *self.positions), max(self.most_rows // self.window.groups, 1)):
                 yield from self.window.patches(padded, piece, self.wide)
 
@@ -193,7 +204,7 @@ class PatchSource(Source):
         correlation = Correlation(self.window, self.values.shape[1], sizes, self.positions)
         if self.values.is_complex() or not correlation.is_cheaper(len(units)):
             return super().square(units)
-        return correlation.gram(self.values.index_select(0, units))
+        return correlation.gram(picked(self.values, units))
 
     @property
     def key(self) -> Hashable:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradtrace.calls import OpCall, is_dense
 from gradtrace.factors import Factors, LookupFactors
+from gradtrace.hosted import picked, sent
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -67,27 +68,30 @@ def _bag(call: OpCall, adjoint: Tensor) -> LookupFactors:
     indices, bag = call.argument(0, "input").reshape(-1), _bag_of(call)
     weights, padding = call.argument(8, "per_sample_weights"), call.argument(10, "padding_idx")
     height = call.weight.shape[0]
-    rows = adjoint[bag]
+    rows = picked(adjoint, bag)
     if weights is not None:
         rows = rows * weights.reshape(-1, 1).to(adjoint.dtype)
     if call.argument(6, "mode", "mean") == "mean":
-        counted = bag if padding is None else bag[indices != padding % height]
-        rows = rows / torch.bincount(counted, minlength=len(adjoint)).clamp(min=1)[bag, None].to(adjoint.dtype)
+        counted = torch.ones_like(indices) if padding is None else (indices != padding % height).to(indices.dtype)
+        there = sent(bag, adjoint.device)
+        size = torch.zeros(len(adjoint), dtype=indices.dtype, device=adjoint.device).index_add_(0, there, counted)
+        rows = rows / size.clamp(min=1)[there, None].to(adjoint.dtype)
     owners = call.owner_rows((0,), (len(adjoint),))[bag]
     return _lookup(indices, rows, owners, height, padding)
 
 
 def _bag_of(call: OpCall) -> Tensor:
-    """The bag that each index, counted along the flattened input, lies in."""
+    """The bag that each index, counted along the flattened input, lies in; on the host, as it says who owns a row."""
     indices, offsets = call.argument(0, "input"), call.argument(2, "offsets")
     if indices.dim() == 2:
-        return torch.arange(indices.shape[0], device=indices.device).repeat_interleave(indices.shape[1])
-    starts = offsets[:-1] if call.argument(9, "include_last_offset", False) else offsets
-    return torch.bucketize(torch.arange(len(indices), device=indices.device), starts, right=True) - 1
+        return torch.arange(indices.shape[0]).repeat_interleave(indices.shape[1])
+    starts = (offsets[:-1] if call.argument(9, "include_last_offset", False) else offsets).cpu()
+    return torch.bucketize(torch.arange(len(indices)), starts, right=True) - 1
 
 
 def _lookup(indices: Tensor, adjoint: Tensor, owners: Tensor, height: int, padding: int | None) -> LookupFactors:
-    if padding is not None:
-        keep = (indices != padding % height).nonzero(as_tuple=True)[0]
-        indices, adjoint, owners = indices[keep], adjoint[keep], owners[keep]
-    return LookupFactors(indices.long(), adjoint, owners, height)
+    if padding is None:
+        return LookupFactors(indices.long(), adjoint, owners, height)
+    padding %= height
+    adjoint = torch.where((indices == padding)[:, None], 0, adjoint)
+    return LookupFactors(indices.long(), adjoint, owners, height, padding=padding)

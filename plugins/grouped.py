@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradtrace.calls import OpCall, Path, cast_as_used, is_dense
 from gradtrace.factors import Factors, Rows
+from gradtrace.hosted import picked, places_of, sent
 
 _NAMES = {
     "_grouped_mm": ("input", "mat2"),
@@ -42,17 +43,18 @@ class GroupedFactors(Factors):
     def restrict(self, keep: Tensor) -> GroupedFactors:
         kept = keep[self.owners]
         before = torch.cat([self.ends.new_zeros(1), kept.cumsum(0).to(self.ends)])
-        index = kept.nonzero(as_tuple=True)[0]
+        index = places_of(kept)
         return replace(
             self,
-            activation=self.activation.index_select(0, index),
-            adjoint=self.adjoint.index_select(0, index),
-            owners=self.owners.index_select(0, index),
+            activation=picked(self.activation, index),
+            adjoint=picked(self.adjoint, index),
+            owners=picked(self.owners, index),
             ends=before[self.ends],
         )
 
     def weighted(self, weights: Tensor) -> GroupedFactors:
-        return replace(self, adjoint=self.adjoint * weights[self.owners].to(self.adjoint.real.dtype)[:, None])
+        weight = sent(weights[self.owners], self.adjoint.device).to(self.adjoint.real.dtype)
+        return replace(self, adjoint=self.adjoint * weight[:, None])
 
     def rows(self) -> Rows:
         return Rows(self.activation, self.adjoint, self.owners)

@@ -8,6 +8,7 @@ on the state's side the states before every step. There is one row per time and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from gradtrace.calls import Adjoint, OpCall, Path, RowsCutError, is_dense, owner_rows
 from gradtrace.factors import ElementFactors, Factors, OuterFactors, Rows, row_norms
+from gradtrace.hosted import is_here, number, picked, places_of, sent
 
 
 class BiasFactors(ElementFactors):
@@ -26,13 +28,14 @@ class BiasFactors(ElementFactors):
     def by_cell(self, cells: Tensor) -> dict[int, Tensor]:
         of_row = cells[self.owners.flatten()]
         present = torch.unique(of_row)
-        sums = (of_row == present[:, None]).to(self.adjoint.dtype) @ self.adjoint  # nothing is copied
-        if not bool(torch.isfinite(sums).all()):  # zero times what is not finite
-            sums = torch.stack([self.adjoint[(of_row == c).nonzero(as_tuple=True)[0]].sum(0) for c in present])
+        own = sent(of_row == present[:, None], self.adjoint.device)
+        sums = own.to(self.adjoint.dtype) @ self.adjoint  # nothing is copied
+        if not is_here(sums) or not bool(torch.isfinite(sums).all()):  # zero times what is not finite
+            sums = torch.stack([picked(self.adjoint, places_of(of_row == c)).sum(0) for c in present])
         return dict(zip(present.tolist(), sums, strict=True))
 
-    def scale(self) -> float:
-        return float(row_norms(self.adjoint).sum())
+    def scale(self) -> float | Tensor:
+        return number(row_norms(self.adjoint).sum())
 
 
 class StateFactors(ElementFactors):
@@ -79,7 +82,7 @@ class RecurrentAdapter:
         assert form is not None
         owners = _owners(call, form, adjoints)
         given = next(iter(adjoints.values())).value
-        with torch.autocast(given.device.type, enabled=False):
+        with _without_autocast(given.device.type):
             replay = Replay(call, form, given.dtype)
             replay.sweep({position: adjoint.value for position, adjoint in adjoints.items()}, weights)
             of_row = owners[Steps(form.sizes).sequences(owners.device)]
@@ -87,6 +90,12 @@ class RecurrentAdapter:
                 path: _first(call, replay, path, owners) if path in form.states else _weight(call, replay, path, of_row)
                 for path in weights
             }
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """What was cast in the call is cast already."""
+    known = torch.amp.is_autocast_available(device)  # not on the meta device
+    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 def _first(call: OpCall, replay: Replay, path: Path, owners: Tensor) -> Factors:

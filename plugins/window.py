@@ -69,15 +69,15 @@ class Window:
         return split.permute(1, 2, 0, 3).flatten(2).transpose(1, 2)
 
     def row_norms(self, y: Tensor) -> Tensor:
-        """(groups * rows,): the norm of every row of `rows`, without putting them in order first."""
-        return self._channel_squares(y).sqrt().transpose(0, 1).flatten().double()
+        """(samples, groups * rows of each): the norm of every row of `rows`, without putting them in order first."""
+        return self._channel_squares(y).sqrt().flatten(1).double()
 
     def _channel_squares(self, y: Tensor) -> Tensor:
         """(samples, groups, spatial...): squares summed over channels; a norm along them takes 30 times as long."""
         return squares_along(y.unflatten(1, (self.groups, y.shape[1] // self.groups)), 2)
 
     def patch_norms(self, x: Tensor, positions: Sequence[int]) -> Tensor:
-        """(groups, rows): the norm of every row of `patches` at all positions, summed up without forming it.
+        """(samples, groups * rows of each): the norm of every row of `patches` at all positions, without forming it.
 
         x: (samples, channels, spatial...), padded.
         """
@@ -86,7 +86,7 @@ class Window:
             length = (positions[axis - 2] - 1) * step + 1
             here = (slice(None),) * axis + (slice(None, None, step),)
             found = torch.stack([found.narrow(axis, gap * k, length)[here] for k in range(size)]).sum(0)
-        return found.transpose(0, 1).flatten(1).double().sqrt()
+        return found.sqrt().flatten(1).double()
 
 
 def pieces(sizes: Sequence[int], most: int) -> Iterator[Piece]:

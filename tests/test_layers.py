@@ -20,6 +20,7 @@ LAYERS = (
     *("errors", "inputs", "metrics", "study", "scaffold"),
     "store",  # rows, and what becomes of them on disk: numpy and zarr
     *("selection", "untouched", "cadence"),
+    "hosted",
     *("decompose", "schedule", "behind"),  # singular values, and who works on them
     *("sources", "factors", "kinds", "accumulate", "groups", "settings"),  # a gradient
     *("calls", "arguments", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
@@ -106,7 +107,7 @@ def test_no_two_modules_import_each_other() -> None:
 
 def test_adapters_use_only_what_is_offered_to_adapters() -> None:
     """The built-in ones have no other door than anybody's."""
-    offered = {"calls", "factors", "sources", "errors"}
+    offered = {"calls", "factors", "sources", "hosted", "errors"}
     for path in sorted((ROOT / "plugins").glob("*.py")):
         assert set(imports(path)) <= offered, path.name
 

@@ -27,7 +27,7 @@ OWN = torch.tensor([n % 3 == 0 for n in range(SAMPLES)])  # of site b
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    convolution = nn.Conv2d(3, 7, 3, padding=1, stride=2)
+    convolution = nn.Conv2d(3, 17, 3, padding=1, stride=2)
     return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(2), nn.Linear(64, 19), nn.ReLU(), nn.Linear(19, 5))
 
 
@@ -50,6 +50,13 @@ def left(session: Session) -> set[str]:
 
 def test_matrices_and_convolutions_have_one_cell_by_subtraction() -> None:
     assert left(session_of(network(), data())) == {"0.weight", "3.weight", "5.weight"}
+
+
+def test_of_few_channels_every_cell_is_summed() -> None:
+    """The audit's products would cost as much as the gradient that they spare."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 14 * 14, 5))
+    assert left(session_of(model, data())) == {"3.weight"}
 
 
 def test_what_is_had_by_subtraction_is_not_summed_too(monkeypatch: pytest.MonkeyPatch) -> None:

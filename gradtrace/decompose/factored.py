@@ -18,11 +18,12 @@ from gradtrace.decompose.dense import all_finite, double
 from gradtrace.decompose.few import Places
 from gradtrace.decompose.lapack import squared
 from gradtrace.decompose.problem import Problem
+from gradtrace.hosted import picked, sent
 
 
 @dataclass(frozen=True)
 class SmallFactors:
-    """R_L^T (m, min(m, p)) and R_R^T (m, min(m, q)) of m rows; `cells` (m,) says whose each row is."""
+    """R_L^T (m, min(m, p)) and R_R^T (m, min(m, q)) of m rows; `cells` (m,), on the host, says whose each row is."""
 
     left: Tensor
     right: Tensor
@@ -50,7 +51,7 @@ class SmallFactors:
         def build() -> Tensor:
             left, right = self.left, self.right
             if index is not None:
-                left, right = left.index_select(0, index), right.index_select(0, index)
+                left, right = picked(left, index), picked(right, index)
             return _core(left) @ _core(right).T
 
         sides = min(self.left.shape[1], count), min(self.right.shape[1], count)
@@ -59,7 +60,7 @@ class SmallFactors:
     def products(self, n_cells: int) -> Tensor:
         """(cells, cells): real inner products of the cells' matrices, <G_c, G_d> = sum_ij (l_i . l_j)(r_i . r_j)."""
         both = squared(self.left.T) * squared(self.right.T)
-        member = torch.eye(n_cells, dtype=both.dtype, device=both.device)[self.cells]
+        member = sent(torch.eye(n_cells, dtype=both.dtype)[self.cells], both.device)
         return (member.T @ both @ member).real
 
 

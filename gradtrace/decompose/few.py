@@ -12,6 +12,7 @@ from gradtrace.decompose.dense import all_finite, double, double_of, is_exact
 from gradtrace.decompose.gram import MOST_WIDENED, Gram
 from gradtrace.decompose.lapack import squared
 from gradtrace.decompose.problem import Problem
+from gradtrace.hosted import picked, places_of, sent
 
 
 class Few:
@@ -46,12 +47,12 @@ class Few:
     def _some(self, index: Tensor | None) -> Tensor:
         if index is None:
             return self._kept
-        rows = self._kept.index_select(0, index)
-        return rows.index_select(1, index) if self._squared else rows
+        rows = picked(self._kept, index)
+        return rows.index_select(1, sent(index, rows.device)) if self._squared else rows
 
 
 class Places:
-    """Where the rows of every cell stand; `of_row` (m,) is the cell of each row."""
+    """Where the rows of every cell stand; `of_row` (m,) is the cell of each row, on the host."""
 
     def __init__(self, of_row: Tensor) -> None:
         self._of_row = of_row
@@ -75,4 +76,4 @@ class Places:
         here = self._of_row == first
         for cell in others:
             here = here | (self._of_row == cell)
-        return here.nonzero(as_tuple=True)[0]
+        return places_of(here)
