@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numcodecs.blosc import Blosc  # type: ignore[import-untyped]
 
-from gradtrace.store.files import Files
+from gradtrace.store.keys import Keys
 from gradtrace.store.metadata import STRING, ArraySpec
+from gradtrace.store.past import Past
 from gradtrace.store.schema import FILLS, LABELS_CHUNK
 
 _BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
@@ -22,15 +23,30 @@ class Column:
     see is replaced by one that begins with the same rows. A chunk of nothing but fill values is not written.
     """
 
-    def __init__(self, spec: ArraySpec, files: Files) -> None:
+    def __init__(self, spec: ArraySpec, keys: Keys) -> None:
         self.spec = spec
         self.inner: tuple[int, ...] = (0,) * (len(spec.dims) - 1)
         self._fill = FILLS[spec.dtype]
-        self._files = files
+        self._keys = keys
         self._block = 0
         self._dirty = False
+        self._old = False  # whether chunks of this block may be there from before
         self._rows = self._empty()
-        files.make(spec.path)
+        keys.make(spec.path)
+
+    def resume(self, past: Past, rows: int) -> None:
+        """Go on after `rows` rows of an array that is there already.
+
+        The chunks of the current block may hold rows that were never committed, or that are given up: they are written
+        anew, all of them.
+        """
+        self.grow(past.inner(self.spec.path))
+        self._block, offset = divmod(rows, self.spec.chunks[0])
+        self._old = offset > 0
+        if offset:
+            inner = tuple(slice(0, size) for size in self.inner)
+            self._rows[(slice(0, offset), *inner)] = past.array(self.spec.path, rows - offset, rows)
+            self._dirty = True
 
     def grow(self, inner: Sequence[int]) -> None:
         """Make room for at least `inner` entries along the axes after the first."""
@@ -46,7 +62,7 @@ class Column:
         if block != self._block:
             self.write()
             self._rows[...] = self._fill
-            self._block = block
+            self._block, self._old = block, False
         self._dirty = True
         return self._rows[offset, ...]
 
@@ -60,7 +76,9 @@ class Column:
             where = tuple(slice(i * chunk, (i + 1) * chunk) for i, chunk in zip(index, inner, strict=True))
             chunk = np.ascontiguousarray(self._rows[(slice(None), *where)])
             if not self._is_fill(chunk):
-                self._files.put(self.spec.key((self._block, *index)), _BLOSC.encode(chunk))
+                self._keys.put(self.spec.key((self._block, *index)), _BLOSC.encode(chunk))
+            elif self._old:
+                self._keys.delete(self.spec.key((self._block, *index)))
         self._dirty = False
 
     def shape(self, rows: int) -> tuple[int, ...]:
@@ -81,12 +99,12 @@ class Column:
 class Labels:
     """A coordinate of strings that only ever grows at its end, so that a reader's shorter snapshot stays right."""
 
-    def __init__(self, path: str, dim: str, files: Files) -> None:
+    def __init__(self, path: str, dim: str, keys: Keys, known: Sequence[str] = ()) -> None:
         self.spec = ArraySpec(path, (dim,), STRING, (LABELS_CHUNK,))
-        self.positions: dict[str, int] = {}
-        self._files = files
-        self._unwritten = 0
-        files.make(path)
+        self.positions = {name: place for place, name in enumerate(known)}
+        self._keys = keys
+        self._unwritten = len(known)
+        keys.make(path)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -101,7 +119,7 @@ class Labels:
         for chunk in range(self._unwritten // LABELS_CHUNK, math.ceil(len(names) / LABELS_CHUNK)):
             if self._unwritten < len(names):
                 part = names[chunk * LABELS_CHUNK : (chunk + 1) * LABELS_CHUNK]
-                self._files.put(self.spec.key((chunk,)), _encode_strings(part + [""] * (LABELS_CHUNK - len(part))))
+                self._keys.put(self.spec.key((chunk,)), _encode_strings(part + [""] * (LABELS_CHUNK - len(part))))
         self._unwritten = len(names)
 
 

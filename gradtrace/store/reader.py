@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zarr
 
 from gradtrace.errors import SelectionError, StoreError, nearest
-from gradtrace.store.files import ROOT_KEY
+from gradtrace.store.keys import ROOT_KEY, Directory, Keys
 from gradtrace.store.names import node_name, original_name
+from gradtrace.store.place import Where, keys_at, zarr_store
 from gradtrace.store.rows import ParameterInfo
 from gradtrace.store.schema import MAIN_STREAM, PROBES, SCHEMA, probe_stream
 from gradtrace.store.stream import Stream, streams
@@ -22,32 +21,38 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 
-def open_run(path: str | os.PathLike[str]) -> Run:
-    """The run at `path`, as of its last commit. Open it again to see later commits."""
-    document = _root_document(Path(path))
-    _check_schema(document["attributes"], Path(path))
+def open_run(path: Where) -> Run:
+    """The run at a path or URL, as of its last commit. Open it again to see later commits.
+
+    Raises a `StoreError` that says what is there instead, where it is no run, a newer one, or a damaged one.
+    """
+    return open_keys(keys_at(path))
+
+
+def open_keys(keys: Keys) -> Run:
+    """The run that these keys hold, as of its last commit."""
+    document = _root_document(keys)
+    _check_schema(document["attributes"], keys.name)
     try:
-        root = zarr.open_group(str(path), mode="r", zarr_format=3, use_consolidated=True)
+        root = zarr.open_group(zarr_store(keys), mode="r", zarr_format=3, use_consolidated=True)
     except Exception as error:
         raise StoreError(
-            f"{str(path)!r} is damaged: zarr cannot open it ({type(error).__name__}: {error}). Restore it from a copy."
+            f"{keys.name!r} is damaged: zarr cannot open it ({type(error).__name__}: {error}). Restore it from a copy."
         ) from error
-    return Run(Path(path), root)
+    return Run(keys.name, root)
 
 
 class Run:
     """A recorded run. Everything is as of one commit; values are read when they are looked at."""
 
-    def __init__(self, path: Path, root: zarr.Group) -> None:
+    def __init__(self, path: str, root: zarr.Group) -> None:
         self.path = path
-        self._root = root
+        self.group = root
         self._about: dict[str, Any] = root.attrs.asdict()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "unfinished"
-        return (
-            f"<Run {str(self.path)!r}: {self.committed[MAIN_STREAM]} steps, {len(self.parameters)} parameters, {state}>"
-        )
+        return f"<Run {self.path!r}: {self.committed[MAIN_STREAM]} steps, {len(self.parameters)} parameters, {state}>"
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -98,15 +103,15 @@ class Run:
     @cached_property
     def probe_names(self) -> tuple[str, ...]:
         """The names of the probes."""
-        return tuple(map(original_name, streams(self._root, PROBES)))
+        return tuple(map(original_name, streams(self.group, PROBES)))
 
     def stream(self, probe: str | None = None) -> Stream:
         """The training run, or the probe of that name, as numpy arrays."""
         if probe is None:
             return self._streams.setdefault(MAIN_STREAM, self._open(MAIN_STREAM, MAIN_STREAM))
-        paths = {original_name(name): f"{PROBES}/{name}" for name in streams(self._root, PROBES)}
+        paths = {original_name(name): f"{PROBES}/{name}" for name in streams(self.group, PROBES)}
         if probe not in paths:
-            raise SelectionError(f"{str(self.path)!r} has no probe {probe!r}. {nearest(probe, paths)}")
+            raise SelectionError(f"{self.path!r} has no probe {probe!r}. {nearest(probe, paths)}")
         return self._streams.setdefault(paths[probe], self._open(paths[probe], probe_stream(probe)))
 
     @cached_property
@@ -126,7 +131,7 @@ class Run:
     def parameter(self, name: str) -> DataTree:
         """The tree node of one parameter, by its exact qualified name."""
         if name not in self.parameters:
-            raise SelectionError(f"{str(self.path)!r} has no parameter {name!r}. {nearest(name, self.parameters)}")
+            raise SelectionError(f"{self.path!r} has no parameter {name!r}. {nearest(name, self.parameters)}")
         return self.tree.children[node_name(name)]
 
     @cached_property
@@ -134,51 +139,56 @@ class Run:
         return {}
 
     def _open(self, path: str, name: str) -> Stream:
-        group = self._root.get(path)
+        group = self.group.get(path)
         if not isinstance(group, zarr.Group):
-            raise StoreError(f"{str(self.path)!r} is damaged: it lacks the group {path!r}. Restore it from a copy.")
-        return Stream(group, name, str(self.path))
+            raise StoreError(f"{self.path!r} is damaged: it lacks the group {path!r}. Restore it from a copy.")
+        return Stream(group, name, self.path)
 
 
 def _probe(path: str) -> str:
     return original_name(path.partition("/")[2])
 
 
-def _root_document(path: Path) -> dict[str, Any]:
-    """The root's zarr.json, or a StoreError saying what stands at `path` instead of a run."""
-    here = repr(str(path))
-    if not path.exists():
-        raise StoreError(f"There is no run at {here}. Check the path; `gradtrace.record(model, path)` makes one.")
-    if not path.is_dir():
+def _root_document(keys: Keys) -> dict[str, Any]:
+    """The root's zarr.json, or a StoreError saying what is there instead of a run."""
+    here = repr(keys.name)
+    if isinstance(keys, Directory) and keys.root.exists() and not keys.root.is_dir():
         raise StoreError(f"{here} is a file; a run is a directory. Unpack it first if it is an archive.")
     try:
-        document = json.loads((path / ROOT_KEY).read_bytes())
-    except FileNotFoundError:
-        other = ".zgroup" in os.listdir(path) or ".zattrs" in os.listdir(path)
-        kind = (
-            "a zarr store of format 2; gradtrace writes format 3" if other else "not a zarr store: it has no zarr.json"
-        )
-        raise StoreError(f"{here} is {kind}. Give the directory that gradtrace.record() wrote.") from None
+        data = keys.get(ROOT_KEY)
+        if data is None:
+            raise StoreError(_nothing(keys))
+        document = json.loads(data)
     except OSError as error:
         raise StoreError(f"{here} cannot be read: {error}. Check its permissions.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{here} is damaged: its zarr.json is no JSON ({error}). Restore it from a copy.") from error
-    if not isinstance(document, dict) or "gradtrace_schema" not in document.get("attributes", {}):
+    attributes = document.get("attributes", {}) if isinstance(document, dict) else {}
+    if not isinstance(attributes, dict) or "gradtrace_schema" not in attributes:
         raise StoreError(f"{here} is a zarr store, but not a gradtrace run. Open it with zarr or xarray.")
     return document
 
 
-def _check_schema(attributes: Mapping[str, Any], path: Path) -> None:
+def _nothing(keys: Keys) -> str:
+    """What to say of a place without a root."""
+    if not keys.exists() and not (isinstance(keys, Directory) and keys.root.is_dir()):
+        return f"There is no run at {keys.name!r}. Check the path; `gradtrace.record(model, path)` makes one."
+    older = any(keys.get(name) is not None for name in (".zgroup", ".zattrs"))
+    kind = "a zarr store of format 2; gradtrace writes format 3" if older else "not a zarr store: it has no zarr.json"
+    return f"{keys.name!r} is {kind}. Give the directory that gradtrace.record() wrote."
+
+
+def _check_schema(attributes: Mapping[str, Any], path: str) -> None:
     version = str(attributes["gradtrace_schema"])
     major = version.partition(".")[0]
     if not major.isdecimal():
-        raise StoreError(f"{str(path)!r} is damaged: its schema version reads {version!r}. Restore it from a copy.")
+        raise StoreError(f"{path!r} is damaged: its schema version reads {version!r}. Restore it from a copy.")
     if int(major) > SCHEMA[0]:
         raise StoreError(
-            f"{str(path)!r} has schema {version}; this gradtrace reads up to {SCHEMA[0]}.x. Install a newer gradtrace."
+            f"{path!r} has schema {version}; this gradtrace reads up to {SCHEMA[0]}.x. Install a newer gradtrace."
         )
     missing = {"committed", "closed", "kinds", "keep", "parameters", "run"} - set(attributes)
     if missing:
         raise StoreError(
-            f"{str(path)!r} is damaged: its attributes lack {', '.join(sorted(missing))}. Restore it from a copy."
+            f"{path!r} is damaged: its attributes lack {', '.join(sorted(missing))}. Restore it from a copy."
         )

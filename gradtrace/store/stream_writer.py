@@ -9,8 +9,9 @@ import numpy as np
 
 from gradtrace.store import schema
 from gradtrace.store.column import Column, Labels
-from gradtrace.store.files import Files
+from gradtrace.store.keys import Keys
 from gradtrace.store.metadata import ArraySpec
+from gradtrace.store.past import Past
 from gradtrace.store.rows import ParameterRow, StepRow
 from gradtrace.store.schema import (
     COMPONENT,
@@ -32,24 +33,48 @@ LABELS = (GROUP, GROUP_OTHER, KIND, METRIC, SCALAR, PART)
 
 
 class StreamWriter:
-    """One zarr group with `step` and `group` coordinates, what holds per step, and a child per width class."""
+    """One zarr group with `step` and `group` coordinates, what holds per step, and a child per width class.
 
-    def __init__(self, path: str, files: Files, *, flush_every: int, kinds: Sequence[str], keep: int | None) -> None:
+    past: what is there already, where the stream goes on.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        keys: Keys,
+        *,
+        flush_every: int,
+        kinds: Sequence[str],
+        keep: int | None,
+        past: Past | None = None,
+    ) -> None:
         self.path = path
         self.rows = 0
-        self._files = files
+        self._keys = keys
         self._flush_every, self._kinds, self._keep = flush_every, tuple(kinds), keep
         self._classes: dict[int, WidthClass] = {}
         self._home: dict[str, WidthClass] = {}
-        files.make(path)
-        self._labels = {dim: Labels(f"{path}/{dim}", dim, files) for dim in LABELS}
+        keys.make(path)
+        known = {dim: past.names(f"{path}/{dim}") if past else () for dim in LABELS}
+        self._labels = {dim: Labels(f"{path}/{dim}", dim, keys, known[dim]) for dim in LABELS}
         self._labels[KIND].find(kinds)
-        self._step = self._column("step", (STEP,), "int64")
-        self._loss = self._column("loss", (STEP,), "float64")
-        self._epoch = self._column("epoch", (STEP,), "float64")
-        self._n_samples = self._column("n_samples", (STEP, GROUP), "int64")
-        self._scalars = self._column("scalars", (STEP, SCALAR), "float64")
-        self._cost = self._column("cost", (STEP, PART), "float64")
+        self._step = self._column("step", (STEP,), "int64", past)
+        self._loss = self._column("loss", (STEP,), "float64", past)
+        self._epoch = self._column("epoch", (STEP,), "float64", past)
+        self._n_samples = self._column("n_samples", (STEP, GROUP), "int64", past)
+        self._scalars = self._column("scalars", (STEP, SCALAR), "float64", past)
+        self._cost = self._column("cost", (STEP, PART), "float64", past)
+        if past is not None:
+            self._resume(past)
+
+    def _resume(self, past: Past) -> None:
+        self.rows = past.rows[self.path]
+        for name in past.below(self.path):
+            if name.startswith("w") and name[1:].isdecimal():
+                names = past.names(f"{self.path}/{name}/{PARAMETER}")
+                member = self._classes[int(name[1:])] = self._new_class(int(name[1:]), len(names), names)
+                member.resume(past, self.rows)
+                self._home |= dict.fromkeys(names, member)
 
     def place(self, row: StepRow) -> None:
         """Fill the row in, in memory; blocks of rows that it completes are written."""
@@ -111,15 +136,16 @@ class StreamWriter:
             for name in names:
                 self._home[name] = self._classes[width]
 
-    def _new_class(self, width: int, parameters: int) -> WidthClass:
+    def _new_class(self, width: int, parameters: int, known: Sequence[str] = ()) -> WidthClass:
         groups = max(len(self._labels[GROUP]), 4)
         return WidthClass(
             f"{self.path}/w{width}",
-            self._files,
+            self._keys,
             kinds=self._kinds,
             metrics=self._labels[METRIC],
             keep=self._keep,
             flush_every=self._flush_every,
+            known=known,
             chunks={
                 PARAMETER: parameters,
                 GROUP: groups,
@@ -138,9 +164,13 @@ class StreamWriter:
     def _tables(self) -> tuple[Column, ...]:
         return self._step, self._loss, self._epoch, self._n_samples, self._scalars, self._cost
 
-    def _column(self, name: str, dims: tuple[str, ...], dtype: str) -> Column:
-        chunks = (SERIES_CHUNK,) if len(dims) == 1 else TABLE_CHUNK
-        return Column(ArraySpec(f"{self.path}/{name}", dims, dtype, chunks), self._files)
+    def _column(self, name: str, dims: tuple[str, ...], dtype: str, past: Past | None) -> Column:
+        path, chunks = f"{self.path}/{name}", (SERIES_CHUNK,) if len(dims) == 1 else TABLE_CHUNK
+        there = past.spec(path) if past else None
+        column = Column(there or ArraySpec(path, dims, dtype, chunks), self._keys)
+        if past is not None and there is not None:
+            column.resume(past, past.rows[self.path])
+        return column
 
 
 def _compact(positions: Sequence[int]) -> Positions:

@@ -1,4 +1,4 @@
-"""The parameters whose spectra are about equally wide, written together: arrays over parameters, few files a commit."""
+"""The parameters whose spectra are about equally wide, written together: arrays over parameters, few keys a commit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from gradtrace.store import schema
 from gradtrace.store.column import Column, Labels
-from gradtrace.store.files import Files
+from gradtrace.store.keys import Keys
 from gradtrace.store.metadata import ArraySpec
+from gradtrace.store.past import Past
 from gradtrace.store.rows import ParameterRow, Status
 from gradtrace.store.schema import (
     COMPONENT,
@@ -36,23 +37,34 @@ class WidthClass:
     def __init__(
         self,
         path: str,
-        files: Files,
+        keys: Keys,
         *,
         kinds: Sequence[str],
         metrics: Labels,
         keep: int | None,
         flush_every: int,
         chunks: Mapping[str, int],
+        known: Sequence[str] = (),
     ) -> None:
         self.path = path
-        self.parameters = Labels(f"{path}/{PARAMETER}", PARAMETER, files)
+        self.parameters = Labels(f"{path}/{PARAMETER}", PARAMETER, keys, known)
         self.columns: dict[str, Column] = {}
         self.widths: list[int] = []
-        self._files = files
+        self._keys = keys
         self._kinds, self._metrics, self._keep, self._flush_every = tuple(kinds), metrics, keep, flush_every
         self._widest = 0
         self._chunks = dict(chunks)
-        files.make(path)
+        keys.make(path)
+
+    def resume(self, past: Past, rows: int) -> None:
+        """Go on after `rows` rows of what is there already."""
+        self.widths = list(past.members[self.path]["attributes"]["widths"])
+        self._widest = max(self.widths, default=0)
+        for name in past.below(self.path):
+            spec = past.spec(f"{self.path}/{name}")
+            if spec is not None and name != PARAMETER:
+                self.columns[name] = Column(spec, self._keys)
+                self.columns[name].resume(past, rows)
 
     def attributes(self) -> dict[str, Any]:
         """The zarr group's attributes: how many components each parameter really has, the rest being padding."""
@@ -130,7 +142,7 @@ class WidthClass:
             chunks = schema.chunk_shape(dims, self._chunks, steps=self._flush_every)
             attributes: Mapping[str, Any] = schema.STATUS_ATTRIBUTES if name == STATUS else {}
             spec = ArraySpec(f"{self.path}/{name}", dims, dtype, chunks, attributes)
-            column = self.columns[name] = Column(spec, self._files)
+            column = self.columns[name] = Column(spec, self._keys)
         column.grow(self._inner(dims, groups))
         return column.row(index)
 

@@ -8,56 +8,72 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gradtrace.errors import StoreError, nearest
 from gradtrace.store.checks import check_row, row_bytes, stream_path
 from gradtrace.store.commit import Commit
-from gradtrace.store.files import create, explain
+from gradtrace.store.entry import enter
+from gradtrace.store.lock import BEAT
+from gradtrace.store.place import Where, explain, keys_at, may_pass
 from gradtrace.store.rows import ParameterInfo, StepRow
 from gradtrace.store.schema import MAIN_STREAM
 
 QUEUE_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
+RETRY_SECONDS = 5.0  # between two attempts where a disk is full, say
 
 
 class RunWriter:
     """A run being written. Use it as a context manager, or call `close()`.
 
+    path: of a directory, or a URL (see `gradtrace.store.place`). resume: go on with the run that is there, if one is;
+    a number gives up what it holds of that step and later ones. changed: also where parameters have other shapes now.
+
     Rows become visible to readers in commits: every `flush_every` rows, after COMMIT_SECONDS at the latest, and on
-    `flush()`. When the disk is slower than the training, `append` waits rather than letting memory grow. When writing
-    fails, what was committed stays readable, and every later call says why by a StoreError, from which training can
-    go on. Arrays handed over must not be changed afterwards.
+    `flush()`. When the disk is slower than the training, `append` waits rather than letting memory grow. While a disk
+    is full or away, rows wait too, at most QUEUE_BYTES of them, and `trouble` says why; what comes on top is lost. When
+    writing fails for good, what was committed stays readable, and every later call says why by a StoreError, from which
+    training can go on. Arrays handed over must not be changed afterwards.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Where,
         *,
         attrs: Mapping[str, Any],
         kinds: Sequence[str],
         keep: int | None,
         parameters: Sequence[ParameterInfo],
         flush_every: int = 64,
+        resume: bool | int = False,
+        changed: bool = False,
     ) -> None:
         if flush_every < 1:
             raise StoreError(f"flush_every is {flush_every}; it counts the rows of a block and must be at least 1.")
-        self.path = Path(path)
-        self._commit = Commit(attrs=attrs, kinds=kinds, keep=keep, parameters=parameters, flush_every=flush_every)
-        self._files = create(self.path)
+        self._keys = keys_at(path)
+        self.path = self._keys.name
+        self._lock, self.past = enter(self._keys, resume, kinds=kinds, keep=keep)
+        self._commit = Commit(
+            attrs=attrs, kinds=kinds, keep=keep, parameters=parameters, flush_every=flush_every, past=self.past,
+            changed=changed,
+        )  # fmt: skip
         self._flush_every = flush_every
         self._changed = threading.Condition()
         self._queue: deque[tuple[str, StepRow, int]] = deque()
         self._queued_bytes = 0
-        self._last_step: dict[str, int] = {}
+        before = self.past.steps if self.past else {}
+        self._last_step = {stream: int(steps[-1]) for stream, steps in before.items() if len(steps)}
         self._asked = self._served = 0  # flushes, by number
         self._stopping = self._closed = False
         self._error: tuple[str, Exception] | None = None  # what to say, and its cause
+        self.trouble: str | None = None  # why nothing can be written at present
+        self.lost = 0  # rows that came while too many waited already
         self._pid = os.getpid()
-        self._guard(self._commit.open, self._files)
-        self._check_alive()
+        if not self._guard(self._open):
+            self._lock.release()
+            self._check_alive()
         self._thread = threading.Thread(target=self._work, name="gradtrace writer", daemon=True)
         self._thread.start()
         atexit.register(self._close_at_exit)
@@ -73,9 +89,12 @@ class RunWriter:
         with self._changed:
             self._check_usable()
             check_row(row, stream, known=self._commit.known, kinds=self._commit.kinds, last=self._last_step.get(path))
-            self._changed.wait_for(lambda: self._error or self._has_room(size))
+            self._changed.wait_for(lambda: self._error or self.trouble or self._has_room(size))
             waited = time.perf_counter() - started
             self._check_usable()
+            if not self._has_room(size):
+                self.lost += 1
+                return waited
             self._queue.append((path, row, size))
             self._queued_bytes += size
             self._last_step[path] = row.step
@@ -115,8 +134,10 @@ class RunWriter:
             self._asked += 1
             mine = self._asked
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._error or self._served >= mine)
+            self._changed.wait_for(lambda: self._error or self.trouble or self._served >= mine)
             self._check_alive()
+            if self.trouble and self._served < mine:
+                raise StoreError(self.trouble)
 
     def close(self) -> None:
         """Commit everything, set exact shapes and mark the run as closed. A second call does nothing."""
@@ -127,7 +148,8 @@ class RunWriter:
             self._changed.notify_all()
         self._thread.join()
         if not self._error:
-            self._guard(self._commit.close, self._files)
+            self._guard(self._finish)
+        self._lock.release()
         self._closed = True
         atexit.unregister(self._close_at_exit)
         self._check_alive()
@@ -156,25 +178,62 @@ class RunWriter:
     def _check_usable(self) -> None:
         self._check_alive()
         if self._closed or self._stopping:
-            raise StoreError(f"The run {str(self.path)!r} is closed; nothing can be added. Record into a new path.")
+            raise StoreError(f"The run {self.path!r} is closed; nothing can be added. Record into a new path.")
+
+    def _open(self) -> bool:
+        self._keys.begin()
+        self._commit.open(self._keys)
+        return True
+
+    def _finish(self) -> bool:
+        self._lock.check()
+        self._commit.close(self._keys)
+        return True
 
     def _work(self) -> None:
         """The thread: take rows, commit when it is time, until told to stop and nothing is left."""
-        while self._guard(self._turn):
+        while self._guard(self._patiently):
             pass
 
-    def _turn(self) -> bool:
+    def _patiently(self) -> bool:
+        """A turn; where it fails for a reason that may pass, another one after a while, unless it is time to stop."""
+        try:
+            more = self._turn()
+        except OSError as error:
+            if not may_pass(error) or self._stopping:
+                raise
+            self._tell(f"Writing {self.path!r} fails: {explain(error)} Rows wait in memory; {self._commit.summary()}")
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping, timeout=RETRY_SECONDS)
+            return True
+        self._tell(None)
+        return more
+
+    def _tell(self, trouble: str | None) -> None:
         with self._changed:
-            self._changed.wait_for(self._has_work, timeout=self._commit.due_in(COMMIT_SECONDS))
-            taken = self._queue.popleft() if self._queue else None
+            self.trouble = trouble
+            self._changed.notify_all()
+
+    def _turn(self) -> bool:
+        """Everything in it can be done again where it failed half-way."""
+        with self._changed:
+            due = self._commit.due_in(COMMIT_SECONDS)
+            self._changed.wait_for(self._has_work, timeout=min(BEAT if due is None else due, self._lock.due_in))
+            taken = self._queue[0] if self._queue else None
             asked, stop = self._asked, self._stopping and taken is None
             flush = taken is None and asked > self._served
+        if self._lock.due_in == 0:
+            self._lock.beat()
         if taken:
-            self._commit.place(taken[0], taken[1], self._files)
+            self._commit.place(taken[0], taken[1], self._keys)
+            with self._changed:
+                self._queue.popleft()
+                self._queued_bytes -= taken[2]
+                self._changed.notify_all()
         if flush or stop or self._commit.pending >= self._flush_every or self._commit.due_in(COMMIT_SECONDS) == 0:
-            self._commit.commit(self._files, lock=self._changed)
+            self._lock.check()
+            self._commit.commit(self._keys, lock=self._changed)
         with self._changed:
-            self._queued_bytes -= taken[2] if taken else 0
             self._served = asked if flush else self._served
             self._changed.notify_all()
         return not stop
@@ -190,9 +249,7 @@ class RunWriter:
         try:
             return bool(work(*arguments))
         except Exception as error:
-            told = (
-                f"Writing {str(self.path)!r} failed: {explain(error)} Recording has stopped; {self._commit.summary()}"
-            )
+            told = f"Writing {self.path!r} failed: {explain(error)} Recording has stopped; {self._commit.summary()}"
             with self._changed:
                 self._error = (told, error)
                 self._queue.clear()

@@ -25,7 +25,7 @@ def run_path(new_writer: Make) -> Path:
     with new_writer(flush_every=4) as writer:
         for step in range(10):
             writer.append(step_row(step, ("fc1.weight", "fc1.bias")))
-    return writer.path
+    return Path(writer.path)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -23,8 +23,8 @@ def run_path(new_writer: Callable[..., RunWriter], monkeypatch: pytest.MonkeyPat
         for step in range(3):
             writer.append(step_row(step, NAMES, scalars={"lr": 0.1}))
             writer.append(step_row(step, NAMES), stream="probe/val")
-    monkeypatch.chdir(writer.path.parent)
-    return writer.path
+    monkeypatch.chdir(Path(writer.path).parent)
+    return Path(writer.path)
 
 
 def test_the_examples_run(run_path: Path) -> None:

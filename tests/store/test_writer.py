@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from gradtrace.errors import StoreError
-from gradtrace.store import files
+from gradtrace.store import keys as files
 from gradtrace.store import writer as writer_module
 from gradtrace.store.reader import open_run
 from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
@@ -33,7 +33,7 @@ def test_a_run_is_never_overwritten(new_writer: Make, closed: bool) -> None:
     first = new_writer(["w"])
     if closed:
         first.close()
-    with pytest.raises(StoreError, match="finished gradtrace run" if closed else "unfinished gradtrace run"):
+    with pytest.raises(StoreError, match="finished gradtrace run" if closed else "being written by this process"):
         new_writer(["w"])
     first.close()
 
@@ -48,8 +48,10 @@ def test_other_things_at_the_path_are_named(new_writer: Make, tmp_path: Path) ->
         new_writer(path=tmp_path / "full")
     with pytest.raises(StoreError, match="part of the path is a file"):
         new_writer(path=tmp_path / "file" / "run")
-    with pytest.raises(StoreError, match="looks like a URL"):
-        new_writer(path="s3://bucket/run.zarr")
+    with pytest.raises(StoreError, match="lost a slash"):
+        new_writer(path=Path("s3://bucket/run.zarr"))
+    with pytest.raises(StoreError, match="no place that runs can be at"):
+        new_writer(path="ftp://host/run.zarr")
 
 
 def test_an_empty_directory_and_missing_parents_are_fine(new_writer: Make, tmp_path: Path) -> None:
@@ -151,26 +153,26 @@ def test_a_slow_disk_makes_append_wait_instead_of_growing_memory(
 ) -> None:
     row_size = writer_module.row_bytes(step_row(0, ["w"]))
     monkeypatch.setattr(writer_module, "QUEUE_BYTES", 3 * row_size)
-    put, held = files.Files.put, []
+    put, held = files.Directory.put, []
 
-    def slow(self: files.Files, key: str, data: bytes) -> None:
+    def slow(self: files.Directory, key: str, data: bytes) -> None:
         time.sleep(0.002)
         put(self, key, data)
 
     with new_writer(["w"], flush_every=1) as writer:
-        monkeypatch.setattr(files.Files, "put", slow)
+        monkeypatch.setattr(files.Directory, "put", slow)
         waited = 0.0
         for step in range(12):
             waited += writer.append(step_row(step, ["w"]))
             held.append(len(writer._queue))
-        monkeypatch.setattr(files.Files, "put", put)
+        monkeypatch.setattr(files.Directory, "put", put)
     assert max(held) <= 3
     assert waited > 0.02
     assert open_run(writer.path).committed == {"steps": 12}
 
 
 def _fail_with(code: int) -> Callable[..., None]:
-    def put(self: files.Files, key: str, data: bytes) -> None:
+    def put(self: files.Directory, key: str, data: bytes) -> None:
         raise OSError(code, os.strerror(code))
 
     return put
@@ -186,9 +188,9 @@ def test_a_failing_disk_is_told_and_leaves_what_was_committed(
     writer = new_writer(["w"])
     writer.append(step_row(0, ["w"]))
     writer.flush()
-    monkeypatch.setattr(files.Files, "put", _fail_with(code))
+    monkeypatch.setattr(files.Directory, "put", _fail_with(code))
     writer.append(step_row(1, ["w"]))
-    for call in (writer.flush, lambda: writer.append(step_row(2, ["w"])), writer.close):
+    for call in (writer.flush, writer.close):
         with pytest.raises(StoreError, match=words) as caught:
             call()
         assert "1 steps committed" in str(caught.value)
@@ -199,25 +201,52 @@ def test_a_failing_disk_is_told_and_leaves_what_was_committed(
     np.testing.assert_array_equal(run.stream().read("w", "gradient")[0], parameter_row(0).spectra["gradient"])
 
 
+def test_what_waited_is_written_when_there_is_room_again(new_writer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.01)
+    put, row_size = files.Directory.put, writer_module.row_bytes(step_row(0, ["w"]))
+    monkeypatch.setattr(writer_module, "QUEUE_BYTES", 5 * row_size)
+    with new_writer(["w"], flush_every=2) as writer:
+        writer.append(step_row(0, ["w"]))
+        writer.flush()
+        monkeypatch.setattr(files.Directory, "put", _fail_with(errno.ENOSPC))
+        for step in range(1, 5):
+            writer.append(step_row(step, ["w"]))
+        with pytest.raises(StoreError, match="disk is full"):
+            writer.flush()
+        assert "disk is full" in str(writer.trouble)
+        for step in range(5, 30):
+            assert writer.append(step_row(step, ["w"])) < 1.0, "training does not wait for a disk that is full"
+        assert writer.lost > 15
+        monkeypatch.setattr(files.Directory, "put", put)
+        deadline = time.monotonic() + 10
+        while writer.trouble and time.monotonic() < deadline:
+            time.sleep(0.01)
+        writer.append(step_row(30, ["w"]))
+    steps = open_run(writer.path).stream().steps.tolist()
+    assert steps[:5] == [0, 1, 2, 3, 4]
+    assert steps[-1] == 30
+    assert len(steps) == 31 - writer.lost
+    for place, step in enumerate(steps):
+        expected = parameter_row(1000 * step).spectra["gradient"]
+        np.testing.assert_array_equal(open_run(writer.path).stream().read("w", "gradient")[place], expected)
+
+
 def test_a_waiting_append_is_woken_when_the_disk_fails(new_writer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "QUEUE_BYTES", 1)
     writer = new_writer(["w"], flush_every=1)
     stuck = threading.Event()
 
-    def put(self: files.Files, key: str, data: bytes) -> None:
+    def put(self: files.Directory, key: str, data: bytes) -> None:
         stuck.wait(10)
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(files.Files, "put", put)
+    monkeypatch.setattr(files.Directory, "put", put)
     writer.append(step_row(0, ["w"]))
     threading.Timer(0.05, stuck.set).start()
 
-    def append_many() -> None:
-        for step in range(1, 10):
-            writer.append(step_row(step, ["w"]))
-
-    with pytest.raises(StoreError, match="disk is full"):
-        append_many()
+    for step in range(1, 10):
+        assert writer.append(step_row(step, ["w"])) < 5
+    assert writer.lost > 0
     with pytest.raises(StoreError, match="disk is full"):
         writer.close()
 
@@ -230,7 +259,7 @@ def test_a_vanished_directory_is_told_and_not_brought_back(new_writer: Make) -> 
     writer.append(step_row(1, ["w"]))
     with pytest.raises(StoreError, match="vanished"):
         writer.close()
-    assert not writer.path.exists()
+    assert not Path(writer.path).exists()
 
 
 def test_the_users_own_error_is_not_replaced_by_the_stores(new_writer: Make) -> None:
@@ -251,8 +280,8 @@ def test_a_closed_run_leaves_no_temporary_files_and_no_paths(new_writer: Make, t
     with new_writer(["w"], flush_every=2) as writer:
         for step in range(7):
             writer.append(step_row(step, ["w"]))
-    assert not list(writer.path.rglob("*.partial"))
-    for document in writer.path.rglob("zarr.json"):
+    assert not list(Path(writer.path).rglob("*.partial"))
+    for document in Path(writer.path).rglob("zarr.json"):
         text = document.read_text()
         assert str(tmp_path) not in text
         assert str(os.getpid()) not in json.dumps(json.loads(text)["attributes"])
