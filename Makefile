@@ -10,12 +10,13 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format
+.PHONY: help setup demo test bench torture lint format
 
 help:
 	@echo "make demo     train three small networks on fMRI, record their spectra, draw the findings"
 	@echo "make test     run the tests"
 	@echo "make bench    measure what tracing costs, as ratios to training untraced; its options: make bench ARGS=--help"
+	@echo "make torture  kill recordings at random moments, hundreds of times, and see that nothing is lost"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the house style"
 	@echo "make setup    only the virtual environment in .venv; the others make it when it is missing"
@@ -41,6 +42,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+torture: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.store $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gradtrace.measure import spectra, trace
     from gradtrace.planning.plan import plan
     from gradtrace.planning.planned import Plan
-    from gradtrace.recorder import Recorder, record
+    from gradtrace.recorder import Recorder
+    from gradtrace.recording import record
     from gradtrace.store.reader import Run, open_run
 
 __version__ = "0.1.0"
@@ -27,7 +28,7 @@ _HOMES = {
     "Run": "gradtrace.store.reader",
     "open_run": "gradtrace.store.reader",
     "plan": "gradtrace.planning.plan",
-    "record": "gradtrace.recorder",
+    "record": "gradtrace.recording",
     "spectra": "gradtrace.measure",
     "trace": "gradtrace.measure",
 }

@@ -26,6 +26,10 @@ class StoreError(GradtraceError):
     """A run store that is missing, foreign, newer than this version, damaged, or in use."""
 
 
+class StoreWarning(UserWarning):
+    """Recording is in trouble, or has ended before its time; the training is not touched by that."""
+
+
 class SelectionError(GradtraceError):
     """A query for a parameter, group, kind, metric or step that is not in the store."""
 

@@ -12,6 +12,7 @@ import torch
 from gradtrace.audit import suspicion, tolerance
 from gradtrace.decompose.dense import all_finite
 from gradtrace.gather import Rung
+from gradtrace.hiding import hidden_groups, without
 from gradtrace.metrics import RANK_RULE
 from gradtrace.schedule import on_one_thread
 from gradtrace.session import Session
@@ -41,13 +42,25 @@ class Pending:
     """The row of a step that had its backward pass, with nothing decomposed yet; every parameter with a gradient is in
     it."""
 
-    def __init__(self, session: Session, *, step: int, keep: int | None, loss_scale: float = 1.0, **about: Any) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        step: int,
+        keep: int | None,
+        loss_scale: float = 1.0,
+        min_samples: int = 1,
+        **about: Any,
+    ) -> None:
         cells = session.cells.groups()
         counts = np.array([session.cells.n_samples(c) for c in cells.values()], dtype=np.int64)
         self._groups = GroupsOfStep(cells, counts, session.cells.n_cells)
         measured = [n for n in session.parameters if n in session.audit.reference or n in session.gathered.sums]
         self._arguments = {name: _arguments(session, name) for name in measured}
         self._same: dict[str, Any] = {"kinds": session.settings.kinds, "keep": keep, "loss_scale": loss_scale}
+        self._hidden = frozenset[str]()
+        if min_samples > 1:
+            self._hidden = hidden_groups(cells, session.cells.counts, min_samples)
         self._loss, self._cost = session.loss, dict(session.cost)
         self._about = {"step": step, **about}
         self._on_cpu = all(p.device.type == "cpu" for p in session.parameters.values())
@@ -72,7 +85,7 @@ class Pending:
         with on_one_thread() if self._on_cpu else nullcontext():
             parameters = summarise(self.summaries(workers=workers), workers=workers)
         loss = float("nan") if self._loss is None else float(self._loss) / self._same["loss_scale"]
-        return StepRow(
+        row = StepRow(
             groups=tuple(self._groups.cells),
             n_samples=self._groups.n_samples,
             parameters=parameters,
@@ -80,6 +93,7 @@ class Pending:
             cost={**self._cost, "decompose": time.perf_counter() - began},
             **self._about,
         )
+        return without(row, self._hidden)
 
 
 def step_row(session: Session, **about: Any) -> StepRow:

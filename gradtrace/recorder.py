@@ -1,4 +1,4 @@
-"""`record`: traces a model in anybody's own training loop, and writes what it finds behind it.
+"""Traces a model in anybody's own training loop, and writes what it finds behind it.
 
 The only module that joins capture, measuring and the store.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -18,58 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace import __version__
-from gradtrace.adapters import Adapter, registry
 from gradtrace.behind import Behind
-from gradtrace.cadence import Cadence, checked_cadence
-from gradtrace.errors import CaptureError, GradtraceError
+from gradtrace.continuing import GROUPINGS, Continuation
+from gradtrace.errors import CaptureError, GradtraceError, StoreError
 from gradtrace.finish import Pending, infos, judge, step_row
-from gradtrace.measure import checked_coupling, checked_keep
+from gradtrace.interrupts import Interrupts
 from gradtrace.probing import measure_batches
-from gradtrace.selection import checked_kinds, select
+from gradtrace.selection import select
 from gradtrace.session import Session, constants_of
-from gradtrace.settings import Settings
-from gradtrace.store.rows import KINDS, ParameterInfo
+from gradtrace.settings import Recording
+from gradtrace.sink import Sink
 from gradtrace.store.writer import RunWriter
 from gradtrace.survey import Memory
 
 TRACING = ("survey", "reduce", "decompose", "waited")  # parts of the cost for which the training waits
-
-
-def record(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    every: int = 1,
-    budget: float | None = None,
-    kinds: Sequence[str] = KINDS,
-    keep: int | None = 64,
-    parameters: str | Sequence[str] | None = None,
-    sample_dim: int | None = None,
-    coupling: str = "rows",
-    adapters: Mapping[str, str] | Sequence[Adapter] | None = None,
-    scaler: Any = None,
-    attrs: Mapping[str, Any] | None = None,
-    behind: bool | None = None,
-) -> Recorder:
-    """A recorder that writes the spectra of every `every`-th training step to a new store at `path`.
-
-    Use it as a context manager. Training is untouched: parameters after n recorded steps are bitwise those of n steps
-    without it. Stored are the raw sums as they enter `p.grad`; a `torch.amp.GradScaler` given as `scaler=` has its
-    scale divided out. `attrs`: anything JSON-serialisable about the run. The other arguments are those of `spectra`.
-
-    budget: instead of `every`, the fraction of the training time that tracing may add, above 0 and at most 1. The first
-    thirty-odd steps calibrate a cadence, which is then fixed, and stored as the run's `every`.
-
-    behind: whether steps are decomposed on a thread behind the training, which goes on meanwhile; at most two steps
-    wait there. By default where the model is on an accelerator. On a CPU it pays where torch leaves cores idle; numpy's
-    BLAS is then kept to one thread while something is decomposed.
-    """
-    cadence = checked_cadence(every, budget)
-    settings = Settings(checked_kinds(kinds), sample_dim, checked_coupling(coupling))
-    behind = _device_of(model).type != "cpu" if behind is None else behind
-    return Recorder(
-        model, path, cadence, settings, checked_keep(keep), parameters, registry(adapters), scaler, attrs or {}, behind
-    )
 
 
 class Step:
@@ -94,25 +56,35 @@ class Step:
 class Recorder:
     """Records one run. See `record`."""
 
-    def __init__(
-        self, model: nn.Module, path: str | os.PathLike[str], cadence: Cadence, settings: Settings, keep: int | None,
-        parameters: str | Sequence[str] | None, adapters: Any, scaler: Any, attrs: Mapping[str, Any], behind: bool,
-    ) -> None:  # fmt: skip
-        self._model, self._cadence, self._settings, self._keep = model, cadence, settings, keep
-        _, self._excluded = select(model, parameters)
-        self._patterns, self._adapters, self._scaler = parameters, adapters, scaler
+    def __init__(self, model: nn.Module, path: str | os.PathLike[str], recording: Recording) -> None:
+        self._model, self._as = model, recording
+        traced, self._excluded = select(model, recording.parameters)
         self._memory = Memory()
         self._probe_memories: dict[str, Memory] = {}
-        self._infos: dict[str, ParameterInfo] = {}
-        self._count = itertools.count()
-        self._next = 0
+        self._cadence = recording.cadence
         self._running = False
         self._closed = False
         self._waited = 0.0
-        self._behind = Behind(_device_of(model)) if behind else None
-        self._writer = RunWriter(
-            path, attrs={**self._provenance(), **attrs}, kinds=settings.kinds, keep=keep, parameters=()
+        device = _device_of(model)
+        behind = device.type != "cpu" if recording.behind is None else recording.behind
+        self._behind = Behind(device) if behind else None
+        writer = RunWriter(
+            path,
+            attrs={**self._provenance(), **recording.attrs},
+            kinds=recording.settings.kinds,
+            keep=recording.keep,
+            parameters=(),
+            resume=recording.resume,
+            changed=recording.changed,
+            shapes={name: tuple(parameter.shape) for name, parameter in traced.items()},
         )
+        self._before = Continuation(writer.past, recording.resume, changed=recording.changed)
+        self._cadence = self._before.cadence(recording.cadence)
+        self._next = self._before.first_step
+        self._count = itertools.count(self._next)
+        self._sink = Sink(writer)
+        self._interrupts = Interrupts()
+        self._interrupts.install()
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -121,8 +93,9 @@ class Recorder:
             "seed": torch.initial_seed(),
             "model": type(self._model).__name__,
             **self._cadence.attrs(),
-            "coupling": self._settings.coupling,
+            "coupling": self._as.settings.coupling,
             "excluded": self._excluded,
+            **({} if self._as.min_samples == 1 else {"min_samples": self._as.min_samples}),
         }
 
     def __enter__(self) -> Recorder:
@@ -140,19 +113,30 @@ class Recorder:
                 error.add_note(f"Closing the run failed too: {failed}")
 
     def close(self) -> None:
-        """Commits every step and closes the store."""
+        """Commits every step and closes the store; a warning says if that cannot be done."""
         self._closed = True
         try:
             if self._behind is not None:
                 self._behind.close()
         finally:
-            self._writer.close()
+            self._sink.close()
+            self._interrupts.remove()
+
+    @property
+    def steps_done(self) -> int:
+        """The number of steps that have begun, those of a run that is gone on with included: that of the next one."""
+        return self._next
+
+    @property
+    def failure(self) -> StoreError | None:
+        """Why nothing is recorded any more, where the store could not be written; else None."""
+        return self._sink.failure
 
     def flush(self) -> None:
-        """Returns when every step so far is committed."""
+        """Returns when every step so far is committed; raises a `StoreError` where that cannot be."""
         if self._behind is not None:
             self._behind.wait()
-        self._writer.flush()
+        self._sink.flush()
 
     @contextmanager
     def step(
@@ -166,20 +150,26 @@ class Recorder:
         self._check_open()
         number = next(self._count)
         self._next = number + 1
-        if not self._is_due(number):
+        if not self._is_due(number) or self.failure is not None:
             yield Step(None)
             return
+        with self._interrupts.whole(), self._recorded(number, groups, epoch, scalars or {}) as step:
+            yield step
+
+    @contextmanager
+    def _recorded(self, number: int, groups: Any, epoch: float | None, scalars: Mapping[str, float]) -> Iterator[Step]:
         began = time.perf_counter()
-        traced, _ = select(self._model, self._patterns)  # parameters may have been frozen or freed since
-        session = Session(self._model, traced, constants_of(self._model), self._settings, self._memory, self._adapters)
-        constants = len(self._memory.transparent)
+        traced, _ = select(self._model, self._as.parameters)  # parameters may have been frozen or freed since
+        constants, asked = constants_of(self._model), self._as
+        session = Session(self._model, traced, constants, asked.settings, self._memory, asked.adapters)
+        known = len(self._memory.transparent)
         self._running = True
         try:
             session.begin_batch(groups)
             with session.watching():
                 yield Step(session)
-            self._finish(session, number, epoch, scalars or {}, began)
-            self._memory.reconsider(constants)
+            self._finish(session, number, epoch, scalars, began)
+            self._memory.reconsider(known)
         finally:
             self._running = False
             session.close()
@@ -192,29 +182,32 @@ class Recorder:
             _synchronize(self._model)
         due = self._cadence.begin(number)
         if calibrating and not self._cadence.calibrating:
-            self._writer.update_attrs(self._cadence.attrs())
+            self._sink.update_attrs(self._cadence.attrs())
         return due
 
     def _finish(
         self, session: Session, number: int, epoch: float | None, scalars: Mapping[str, float], began: float
     ) -> None:
         judge(session)
-        scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+        if self._before.regrouped(session.cells.groupings):
+            self._sink.update_attrs({GROUPINGS: list(session.cells.groupings)})
+        scale = float(self._as.scaler.get_scale()) if self._as.scaler is not None else 1.0
         pending = Pending(
             session,
             step=number,
-            keep=self._keep,
+            keep=self._as.keep,
+            min_samples=self._as.min_samples,
             loss_scale=scale,
             epoch=float("nan") if epoch is None else float(epoch),
             scalars={str(name): float(value) for name, value in scalars.items()},
         )
         session.memory.steps += 1
-        self._describe(infos(session))
+        self._sink.describe(infos(session))
         cost = {**session.cost, "waited": self._waited, "plain": self._cadence.plain, "period": self._cadence.period}
         if self._behind is None:
             row = pending.row()
             cost |= {"decompose": row.cost["decompose"], "step": time.perf_counter() - began}
-            self._waited = self._writer.append(replace(row, cost=cost))
+            self._waited = self._sink.append(replace(row, cost=cost))
         else:
             parting = time.perf_counter()
             pending.part()
@@ -226,15 +219,7 @@ class Recorder:
         """On the thread behind the training: it waits for the disk, and where that is slow the training for it."""
         assert self._behind is not None
         row = pending.row(workers=self._behind.workers)
-        self._writer.append(replace(row, cost={**cost, "behind": row.cost["decompose"]}))
-
-    def _describe(self, found: Iterable[ParameterInfo]) -> None:
-        for info in found:
-            if info.name not in self._infos:
-                self._writer.add_parameter(info)
-            elif self._infos[info.name] != info:
-                self._writer.update_parameter(info)
-            self._infos[info.name] = info
+        self._sink.append(replace(row, cost={**cost, "behind": row.cost["decompose"]}))
 
     def probe(
         self,
@@ -249,13 +234,16 @@ class Recorder:
         """Measures a fixed set of batches at the present weights and stores it under `name`, at the present step.
 
         Gradients are of the mean loss over all samples of the set (each batch's mean loss weighted by its size). The
-        model's gradients, buffers, mode and random state are left alone.
+        model's gradients, buffers, mode and random state are left alone. Where a run that is gone on with has it of
+        this very step, nothing is done.
 
         inputs: what the model is called with for a batch; by default its first entry when it is a tuple or list.
         loss_fn: `loss_fn(output, batch)`, a mean over the batch's samples. groups: `groups(batch)` gives the labels of
         one batch, or labels of the whole set in order. training: the mode the model is run in, stored.
         """
         self._check_open()
+        if self.failure is not None or self._before.has_probe(name, self._next):
+            return
         with self._cadence.paused():
             self._probe(name, batches, loss_fn, groups, inputs, training)
 
@@ -264,14 +252,16 @@ class Recorder:
         memory = self._probe_memories.setdefault(name, Memory(label_types=self._memory.label_types))
         session, n_samples = measure_batches(
             self._model, batches, loss_fn, groups=groups, inputs=inputs, training=training,
-            patterns=self._patterns, settings=self._settings, memory=memory, adapters=self._adapters,
+            patterns=self._as.parameters, settings=self._as.settings, memory=memory, adapters=self._as.adapters,
         )  # fmt: skip
-        row = step_row(session, step=self._next, keep=self._keep, loss_scale=float(n_samples))
+        row = step_row(
+            session, step=self._next, keep=self._as.keep, min_samples=self._as.min_samples, loss_scale=float(n_samples)
+        )
         memory.steps += 1
-        self._describe(i for i in infos(session) if i.name not in self._infos)
-        self._writer.update_attrs({f"probe/{name}": {"training": training, "samples": n_samples}})
+        self._sink.describe(i for i in infos(session) if not self._sink.knows(i.name))
+        self._sink.update_attrs({f"probe/{name}": {"training": training, "samples": n_samples}})
         cost = {**row.cost, "probe": time.perf_counter() - began}
-        self._writer.append(replace(row, cost=cost), stream=f"probe/{name}")
+        self._sink.append(replace(row, cost=cost), stream=f"probe/{name}")
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,11 +1,14 @@
-"""What a traced step is asked to measure, and the samples it works on."""
+"""What a traced step, or a whole recording, is asked to measure, and the samples it works on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from gradtrace.cadence import Cadence
 from gradtrace.groups import Labels
 
 
@@ -16,6 +19,23 @@ class Settings:
     kinds: tuple[str, ...]
     sample_dim: int | None = None
     coupling: str = "rows"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """How a training is recorded: the arguments of `gradtrace.record`. behind: None leaves it to the device."""
+
+    cadence: Cadence
+    settings: Settings
+    keep: int | None
+    parameters: str | Sequence[str] | None
+    adapters: Any
+    scaler: Any
+    attrs: Mapping[str, Any]
+    behind: bool | None
+    resume: bool | int
+    changed: bool
+    min_samples: int
 
 
 @dataclass(eq=False)

@@ -28,6 +28,8 @@ def train_study(
 ) -> int:
     """The number of optimizer steps taken while training the study's model and recording it at `path`.
 
+    Raises a `StoreError` when the training is over if the store could not be written meanwhile.
+
     record: options of `gradtrace.record` (every, budget, kinds, ...). tick(loss, total) is called after each step;
     total is the number of steps of all epochs, or None while it is not known.
     """
@@ -42,6 +44,8 @@ def train_study(
     with gt.record(model, path, attrs=attrs, **record) as recorder:
         for epoch in range(epochs):
             steps += loop.epoch(recorder, epoch=epoch, before=steps, epochs=epochs)
+    if recorder.failure is not None:
+        raise recorder.failure
     return steps
 
 

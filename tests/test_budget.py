@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gradtrace as gt
-import gradtrace.recorder
+import gradtrace.recording
 from gradtrace.cadence import Cadence
 from gradtrace.errors import CaptureError
 from gradtrace.store.summary import run_summary
@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     def checked(every: int, budget: float | None) -> Cadence:
         return Cadence(every=every, budget=budget, clock=ticking)
 
-    monkeypatch.setattr(gradtrace.recorder, "checked_cadence", checked)
+    monkeypatch.setattr(gradtrace.recording, "checked_cadence", checked)
     return ticking
 
 

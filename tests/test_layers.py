@@ -19,16 +19,27 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     *("errors", "inputs", "metrics", "study", "scaffold"),
     "store",  # rows, and what becomes of them on disk: numpy and zarr
-    *("selection", "untouched", "cadence"),
+    *("sink", "interrupts"),  # what becomes of a training's rows when disks and people interfere
+    *("selection", "untouched", "cadence", "continuing"),
     "hosted",
     *("decompose", "schedule", "behind"),  # singular values, and who works on them
-    *("sources", "factors", "kinds", "accumulate", "groups", "settings"),  # a gradient
+    *("sources", "factors", "kinds", "accumulate", "groups", "hiding", "settings"),  # a gradient
     *("calls", "arguments", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
     *("moves", "values", "modules", "composite", "bypass", "ops", "flow", "capture"),  # what a forward pass did
     *("outlets", "ownership", "pull", "contributions", "survey", "axes"),  # what a backward pass says about it
     *("gather", "audit", "owner_audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
-    *("graph", "sizes", "graphing", "probing", "measure", "variables", "func", "recorder"),  # what users call
+    *(
+        "graph",
+        "sizes",
+        "graphing",
+        "probing",
+        "measure",
+        "variables",
+        "func",
+        "recorder",
+        "recording",
+    ),  # what users call
     "planning",  # what it will take, before it is done
     "door",  # `import gradtrace`: the public names
     "training",

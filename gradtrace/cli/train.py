@@ -64,6 +64,14 @@ A STUDY is path/to/file.py or package.module with these functions:
     default=None,
     help="Whether spectra are computed behind the training, which goes on meanwhile.  [default: on a GPU]",
 )
+@click.option(
+    "--min-samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Do not store groups with fewer samples in a step, nor those that would tell of them.",
+)
 @definition_options
 @click.option("--seed", type=int, help="Seed of torch's random state, set before model().  [default: not set]")
 @click.option(

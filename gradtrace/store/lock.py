@@ -6,6 +6,7 @@ Whose process it is says a digest: no name of a host or a user stands in a store
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gradtrace.errors import StoreError
-from gradtrace.store.keys import Keys
+from gradtrace.store.keys import ROOT_KEY, Keys
 
 LOCK_KEY = "gradtrace.lock"
 BEAT = 10.0  # seconds between two signs of life
@@ -98,7 +99,10 @@ class Lock:
 
     def check(self) -> None:
         """None, or a StoreError where another writer has taken over, which took this one for dead."""
-        if self._keys.get(LOCK_KEY) != self._holder.to_bytes():
+        held = self._keys.get(LOCK_KEY)
+        if held is None and self._keys.get(ROOT_KEY) is None:
+            raise FileNotFoundError(errno.ENOENT, "no run is there any more")
+        if held != self._holder.to_bytes():
             raise StoreError(
                 f"Another process has taken over the writing of {self._keys.name!r}: this one gave no sign of life for "
                 "longer than a minute, or its lock was deleted. Nothing more is written here; resume the run where it "

@@ -57,6 +57,11 @@ class Past:
         steps = self.steps[MAIN_STREAM]
         return int(steps[-1]) + 1 if len(steps) else 0
 
+    @property
+    def last_steps(self) -> dict[str, int]:
+        """Stream -> the last step that is kept, of streams with any."""
+        return {path: int(steps[-1]) for path, steps in self.steps.items() if len(steps)}
+
     def spec(self, path: str) -> ArraySpec | None:
         """What an array is like, if it is there."""
         document = self.members.get(path)

@@ -19,8 +19,9 @@ class Status:
     KIND_ABSENT = 2  # this parameter does not have this kind (see the parameter's attributes for why)
     NOT_FINITE = 3  # NaN or infinity in the factors or the gradient
     NOT_CONVERGED = 4  # the decomposition failed on finite values
+    TOO_FEW = 5  # the group has too few samples to be shown, or would tell of one that has (since 1.1)
 
-    NAMES = ("group absent", "measured", "kind absent", "not finite", "not converged")
+    NAMES = ("group absent", "measured", "kind absent", "not finite", "not converged", "too few samples")
 
 
 @dataclass(frozen=True)

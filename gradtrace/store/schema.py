@@ -20,7 +20,7 @@ from typing import Any
 
 from gradtrace.store.rows import Status
 
-SCHEMA = (1, 0)
+SCHEMA = (1, 1)
 MAIN_STREAM = "steps"
 PROBES = "probes"
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 from gradtrace.errors import StoreError, nearest
 from gradtrace.store.checks import check_row, row_bytes, stream_path
 from gradtrace.store.commit import Commit
-from gradtrace.store.entry import enter
+from gradtrace.store.entry import TRACED, Recorded, digest, enter
 from gradtrace.store.lock import BEAT
 from gradtrace.store.place import Where, explain, keys_at, may_pass
 from gradtrace.store.rows import ParameterInfo, StepRow
@@ -22,6 +22,7 @@ from gradtrace.store.schema import MAIN_STREAM
 
 QUEUE_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0  # that training waits for a disk that does nothing at all
 RETRY_SECONDS = 5.0  # between two attempts where a disk is full, say
 
 
@@ -29,11 +30,13 @@ class RunWriter:
     """A run being written. Use it as a context manager, or call `close()`.
 
     path: of a directory, or a URL (see `gradtrace.store.place`). resume: go on with the run that is there, if one is;
-    a number gives up what it holds of that step and later ones. changed: also where parameters have other shapes now.
+    a number gives up what it holds of that step and later ones. shapes: of all parameters that rows may name, compared
+    with those of the run that is gone on with; changed: go on though they are others.
 
     Rows become visible to readers in commits: every `flush_every` rows, after COMMIT_SECONDS at the latest, and on
-    `flush()`. When the disk is slower than the training, `append` waits rather than letting memory grow. While a disk
-    is full or away, rows wait too, at most QUEUE_BYTES of them, and `trouble` says why; what comes on top is lost. When
+    `flush()`. When the disk is slower than the training, `append` waits rather than letting memory grow: until a block
+    is written, or for PATIENCE_SECONDS. While a disk is full or does not answer, rows wait, at most QUEUE_BYTES of
+    them, and `trouble` says why; what comes on top is lost, and `lost` counts it. When
     writing fails for good, what was committed stays readable, and every later call says why by a StoreError, from which
     training can go on. Arrays handed over must not be changed afterwards.
     """
@@ -49,12 +52,14 @@ class RunWriter:
         flush_every: int = 64,
         resume: bool | int = False,
         changed: bool = False,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if flush_every < 1:
             raise StoreError(f"flush_every is {flush_every}; it counts the rows of a block and must be at least 1.")
         self._keys = keys_at(path)
         self.path = self._keys.name
-        self._lock, self.past = enter(self._keys, resume, kinds=kinds, keep=keep)
+        self._lock, self.past = enter(self._keys, resume, Recorded(kinds, keep, shapes), changed=changed)
+        attrs = {**attrs, **({} if shapes is None else {TRACED: digest(shapes)})}
         self._commit = Commit(
             attrs=attrs, kinds=kinds, keep=keep, parameters=parameters, flush_every=flush_every, past=self.past,
             changed=changed,
@@ -63,9 +68,8 @@ class RunWriter:
         self._changed = threading.Condition()
         self._queue: deque[tuple[str, StepRow, int]] = deque()
         self._queued_bytes = 0
-        before = self.past.steps if self.past else {}
-        self._last_step = {stream: int(steps[-1]) for stream, steps in before.items() if len(steps)}
-        self._asked = self._served = 0  # flushes, by number
+        self._last_step = self.past.last_steps if self.past else {}
+        self._asked = self._served = self._tried = 0  # flushes, by number
         self._stopping = self._closed = False
         self._error: tuple[str, Exception] | None = None  # what to say, and its cause
         self.trouble: str | None = None  # why nothing can be written at present
@@ -78,6 +82,11 @@ class RunWriter:
         self._thread.start()
         atexit.register(self._close_at_exit)
 
+    @property
+    def failed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._error is not None
+
     def append(self, row: StepRow, stream: str = MAIN_STREAM) -> float:
         """Seconds waited for the disk; the row is written later.
 
@@ -89,10 +98,14 @@ class RunWriter:
         with self._changed:
             self._check_usable()
             check_row(row, stream, known=self._commit.known, kinds=self._commit.kinds, last=self._last_step.get(path))
-            self._changed.wait_for(lambda: self._error or self.trouble or self._has_room(size))
+            self._changed.wait_for(lambda: self._error or self.trouble or self._has_room(size), PATIENCE_SECONDS)
             waited = time.perf_counter() - started
             self._check_usable()
             if not self._has_room(size):
+                self.trouble = self.trouble or (
+                    f"Writing {self.path!r} takes longer than {PATIENCE_SECONDS:.0f} s: the disk does not answer. Rows "
+                    f"are lost until it does; {self._commit.summary()}"
+                )
                 self.lost += 1
                 return waited
             self._queue.append((path, row, size))
@@ -134,7 +147,7 @@ class RunWriter:
             self._asked += 1
             mine = self._asked
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._error or self.trouble or self._served >= mine)
+            self._changed.wait_for(lambda: self._error or max(self._served, self._tried) >= mine)
             self._check_alive()
             if self.trouble and self._served < mine:
                 raise StoreError(self.trouble)
@@ -197,6 +210,7 @@ class RunWriter:
 
     def _patiently(self) -> bool:
         """A turn; where it fails for a reason that may pass, another one after a while, unless it is time to stop."""
+        asked = self._asked
         try:
             more = self._turn()
         except OSError as error:
@@ -204,7 +218,9 @@ class RunWriter:
                 raise
             self._tell(f"Writing {self.path!r} fails: {explain(error)} Rows wait in memory; {self._commit.summary()}")
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping, timeout=RETRY_SECONDS)
+                self._tried = asked
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._stopping or self._asked > asked, timeout=RETRY_SECONDS)
             return True
         self._tell(None)
         return more

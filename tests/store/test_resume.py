@@ -241,7 +241,7 @@ def held_by(path: str, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "alive"),
     [
-        ({"process": os.getppid()}, False),  # a number that was given again
+        ({"process": os.getppid(), "started": 1.0}, False),  # a number that was given again
         ({"process": 2**22 + 1}, False),
         ({"machine": "elsewhere"}, True),
         ({"machine": "elsewhere", "beat": 1.0}, False),

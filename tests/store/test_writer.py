@@ -251,6 +251,33 @@ def test_a_waiting_append_is_woken_when_the_disk_fails(new_writer: Make, monkeyp
         writer.close()
 
 
+def test_a_disk_that_does_not_answer_is_not_waited_for_for_ever(
+    new_writer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "QUEUE_BYTES", 1)
+    monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", 0.2)
+    answers, put = threading.Event(), files.Directory.put
+    with new_writer(["w"], flush_every=1) as writer:
+
+        def hanging(self: files.Directory, key: str, data: bytes) -> None:
+            answers.wait(60)
+            put(self, key, data)
+
+        monkeypatch.setattr(files.Directory, "put", hanging)
+        began = time.monotonic()
+        for step in range(20):
+            writer.append(step_row(step, ["w"]))
+        assert time.monotonic() - began < 10, "it is waited for once, and then not"
+        assert "does not answer" in str(writer.trouble)
+        lost = writer.lost
+        assert lost >= 15
+        answers.set()
+        writer.flush()
+        assert writer.trouble is None
+        writer.append(step_row(20, ["w"]))
+    assert open_run(writer.path).committed["steps"] == 21 - lost
+
+
 def test_a_vanished_directory_is_told_and_not_brought_back(new_writer: Make) -> None:
     writer = new_writer(["w"])
     writer.append(step_row(0, ["w"]))
