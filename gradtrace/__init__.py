@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from gradtrace.planning.planned import Plan
     from gradtrace.recorder import Recorder
     from gradtrace.recording import record
-    from gradtrace.store.reader import Run, open_run
+    from gradtrace.store.opened import open_run
+from gradtrace.store.reader import Run
 
 __version__ = "0.1.0"
 
@@ -26,7 +27,7 @@ _HOMES = {
     "Plan": "gradtrace.planning.planned",
     "Recorder": "gradtrace.recorder",
     "Run": "gradtrace.store.reader",
-    "open_run": "gradtrace.store.reader",
+    "open_run": "gradtrace.store.opened",
     "plan": "gradtrace.planning.plan",
     "record": "gradtrace.recording",
     "spectra": "gradtrace.measure",

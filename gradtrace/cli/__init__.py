@@ -13,7 +13,10 @@ import click
 
 from gradtrace.errors import GradtraceError
 
-COMMANDS = ("demo", "graph", "doctor", "train", "ls", "info", "query", "plugins")
+COMMANDS = (
+    *("demo", "graph", "doctor", "train"),
+    *("ls", "info", "query", "export", "compact", "merge", "verify", "plugins"),
+)
 FAILURE, NOTHING_MATCHED, INTERRUPTED = 1, 3, 130
 
 

@@ -10,22 +10,25 @@ from typing import Any
 import click
 
 from gradtrace.cli.output import Output, json_of, output_options
+from gradtrace.cli.selecting import run_option
 
 COLUMNS = ("section", "name", "value")
 
 
 @click.command("info")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path())
+@run_option
 @output_options
-def command(run: Path, output_format: str, output_path: Path | None) -> None:
+def command(run: str, label: str | None, output_format: str, output_path: Path | None) -> None:
     """What RUN is: versions, seed, dtype, how parameters were measured, the worst audits, and the cost of tracing.
 
     With --json one nested object, otherwise rows of section, name and value.
     """
-    from gradtrace.store.reader import open_run
+    from gradtrace.store.place import keys_at
+    from gradtrace.store.snapshot import consistent
     from gradtrace.store.summary import run_summary
 
-    summary = run_summary(open_run(run))
+    summary = consistent(keys_at(run), lambda snapshot: run_summary(snapshot.run), label)
     output = Output(output_format, output_path)
     if output_format in ("json", "jsonl"):
         with output.open() as file:

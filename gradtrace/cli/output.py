@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +11,14 @@ from typing import IO, Any
 
 import click
 
-FORMATS = ("table", "csv", "tsv", "json", "jsonl", "md")
+from gradtrace.cli.formats import TEXT, json_of
+
+FORMATS = tuple(TEXT)
+PARQUET = "parquet"
+ENDLESS = ("table", "csv", "tsv", "jsonl", "md")  # what a reader can make sense of before its end
 Row = Mapping[str, Any]
+
+__all__ = ["ENDLESS", "FORMATS", "PARQUET", "Output", "json_of", "note", "output_options"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Output:
     format: str
     path: Path | None
 
+    def __post_init__(self) -> None:
+        if self.format == PARQUET and self.path is None:
+            raise click.UsageError("Parquet is no text for a terminal or a pipe; say where to with -o FILE.")
+
     @property
     def for_people(self) -> bool:
         """Whether rows are to be looked at rather than read by a program."""
@@ -32,10 +39,27 @@ class Output:
 
     def write(self, columns: Sequence[str], rows: Iterable[Row]) -> int:
         """The number of rows written."""
+        if self.format != PARQUET:
+            return self.follow(columns, [rows])
+        from gradtrace.store.parquet import write_rows
+
         counted = _Counted(rows)
-        with self.open() as file:
-            _WRITERS[self.format](file, columns, counted)
+        with self._refusals():
+            write_rows(Path(str(self.path)), columns, counted)
         return counted.number
+
+    def follow(self, columns: Sequence[str], batches: Iterable[Iterable[Row]]) -> int:
+        """The number of rows written, each batch put out before the next is asked for."""
+        total = 0
+        with self.open() as file:
+            form = TEXT[self.format](file, columns)
+            for batch in batches:
+                counted = _Counted(batch)
+                form.write(counted)
+                form.flush()
+                total += counted.number
+            form.close()
+        return total
 
     @contextmanager
     def open(self) -> Iterator[IO[str]]:
@@ -44,11 +68,16 @@ class Output:
             yield sys.stdout
             return
         with ExitStack() as stack:
-            try:
+            with self._refusals():
                 file = stack.enter_context(open(self.path, "w", encoding="utf-8", newline=""))
-            except OSError as error:
-                raise click.FileError(str(self.path), hint=error.strerror or str(error)) from error
             yield file
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise click.FileError(str(self.path), hint=error.strerror or str(error)) from error
 
 
 class _Counted:
@@ -63,11 +92,12 @@ class _Counted:
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --format, --json, --csv and -o; they arrive as `output_format` and `output_path`."""
+    formats = click.Choice((*FORMATS, PARQUET))
     for option in (
         click.option("-o", "output_path", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE."),
         click.option("--csv", "output_format", flag_value="csv", help="Short for --format csv."),
         click.option("--json", "output_format", flag_value="json", help="Short for --format json."),
-        click.option("--format", "output_format", type=click.Choice(FORMATS), default="table", show_default=True),
+        click.option("--format", "output_format", type=formats, default="table", show_default=True),
     ):
         command = option(command)
     return command
@@ -76,92 +106,3 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def note(text: str) -> None:
     """Tell people something that is not data."""
     click.echo(text, err=True)
-
-
-def text_of(value: Any) -> str:
-    """A value as people read it."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(text_of, value))
-    return str(value)
-
-
-def json_of(value: Any) -> Any:
-    """A value as JSON has it: NaN becomes null, infinity a string."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): json_of(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_of(item) for item in value]
-    return value
-
-
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, list | tuple):
-        return ";".join(map(str, value))
-    return value
-
-
-def _write_table(file: IO[str], columns: Sequence[str], rows: Iterable[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    held = list(rows)
-    for column in columns:
-        numeric = all(isinstance(row.get(column), int | float | None) for row in held)
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
-    for row in held:
-        table.add_row(*(Text(text_of(row.get(column))) for column in columns))
-    wide = None if file.isatty() else 100_000  # a pipe or file has no width to fit into
-    Console(file=file, width=wide, highlight=False).print(table)
-
-
-def _separated(delimiter: str) -> Callable[[IO[str], Sequence[str], Iterable[Row]], None]:
-    def write(file: IO[str], columns: Sequence[str], rows: Iterable[Row]) -> None:
-        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-
-    return write
-
-
-def _write_json(file: IO[str], columns: Sequence[str], rows: Iterable[Row]) -> None:
-    separator = "[\n"
-    for row in rows:
-        file.write(separator + _json_line(columns, row))
-        separator = ",\n"
-    file.write("[]\n" if separator == "[\n" else "\n]\n")
-
-
-def _write_jsonl(file: IO[str], columns: Sequence[str], rows: Iterable[Row]) -> None:
-    for row in rows:
-        file.write(_json_line(columns, row) + "\n")
-
-
-def _json_line(columns: Sequence[str], row: Row) -> str:
-    return json.dumps({column: json_of(row.get(column)) for column in columns}, ensure_ascii=False, allow_nan=False)
-
-
-def _write_md(file: IO[str], columns: Sequence[str], rows: Iterable[Row]) -> None:
-    file.write(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n")
-    for row in rows:
-        cells = (text_of(row.get(column)).replace("|", "\\|").replace("\n", " ") for column in columns)
-        file.write(f"| {' | '.join(cells)} |\n")
-
-
-_WRITERS: dict[str, Callable[[IO[str], Sequence[str], Iterable[Row]], None]] = {
-    "table": _write_table,
-    "csv": _separated(","),
-    "tsv": _separated("\t"),
-    "json": _write_json,
-    "jsonl": _write_jsonl,
-    "md": _write_md,
-}

@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+import functools
+import operator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradtrace.cli import NOTHING_MATCHED
-from gradtrace.cli.output import Output, note, output_options
+from gradtrace.cli.output import ENDLESS, Output, note, output_options
+from gradtrace.cli.selecting import names, selection_options
 
 if TYPE_CHECKING:
+    from gradtrace.store.follow import Follower
+    from gradtrace.store.keys import Keys
     from gradtrace.store.query import Record
     from gradtrace.store.reader import Run
-    from gradtrace.store.selection import Selected, Span
+    from gradtrace.store.selection import Query, Selected
+    from gradtrace.store.snapshot import Snapshot
 
 TABLE_COMPONENTS = 5
-
-
-class SpanType(click.ParamType):
-    """`7`, `3:9`, `3:`, `:9`: both ends included."""
-
-    name = "first:last"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Span:
-        from gradtrace.store.selection import Span
-
-        first, colon, last = str(value).partition(":")
-        try:
-            ends = (int(first) if first else None, int(last) if last else None)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor first:last, with both ends included", param, ctx)
-        if not colon and ends[0] is None:
-            self.fail("it is empty; give a number, or first:last with both ends included", param, ctx)
-        return Span(*ends) if colon else Span(ends[0], ends[0])
+HELD = 4096  # records that are read before the first is written: up to there, a run that is rewound is read again
 
 
 @click.command("query")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
-@click.option("--kind", "kinds", multiple=True, help="gradient, activation or adjoint; repeatable.  [default: all]")
-@click.option("--group", "groups", multiple=True, help="Name or glob of groups; repeatable.  [default: all]")
-@click.option("--step", "steps", type=SpanType(), help="One step, or first:last; both ends are included.")
-@click.option("--epoch", "epochs", type=SpanType(), help="One epoch, or first:last; both ends are included.")
-@click.option("--probe", help="Look at this probe instead of the training run.")
-@click.option("--metric", "metrics", multiple=True, help="sigma1, stable_rank, cosine, ...; repeatable.")
+@click.argument("run", type=click.Path())
+@selection_options
 @click.option(
     "--components", type=click.IntRange(min=1), help="How many singular values.  [default: 5 in tables, or all]"
+)
+@click.option("--run", "runs", multiple=True, metavar="PATTERN", help="Of merged runs, those to look at; repeatable.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with the rows of a run that is being written, as they come.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Follow no longer when nothing came for so long."
 )
 @output_options
 @click.pass_context
 def command(
-    ctx: click.Context, run: Path, patterns: tuple[str, ...], output_format: str, output_path: Path | None, **asked: Any
+    ctx: click.Context,
+    run: str,
+    patterns: tuple[str, ...],
+    runs: tuple[str, ...],
+    follow: bool,
+    timeout: float | None,
+    output_format: str,
+    output_path: Path | None,
+    **asked: Any,
 ) -> None:
     """Singular values or metrics of RUN, for the parameters that PATTERN matches.
 
@@ -64,64 +61,120 @@ def command(
     gradtrace query run.zarr 'fc1.*' --kind gradient --step 0:100 --csv
     gradtrace query run.zarr --metric effective_rank --group 'diagnosis=*'
     gradtrace query run.zarr --metric cosine --json
+    gradtrace query run.zarr --metric frobenius --follow --format jsonl
     """
-    from gradtrace.store.reader import open_run
-    from gradtrace.store.selection import Query, select
+    from gradtrace.store.place import keys_at
+    from gradtrace.store.selection import Query
 
     if asked["metrics"] and asked["components"]:
         raise click.UsageError("--components counts singular values and --metric asks for metrics; give one of them.")
     output = Output(output_format, output_path)
+    if follow and output_format not in ENDLESS:
+        raise click.UsageError(f"A run has no end while it is followed. Choose one of {', '.join(ENDLESS)}.")
+    if timeout is not None and not follow:
+        raise click.UsageError("--timeout says when to end --follow; give both.")
     last = output.for_people and asked["steps"] is None and asked["epochs"] is None
     if output.for_people and not asked["components"]:
         asked["components"] = TABLE_COMPONENTS
-    opened = open_run(run)
-    selected = select(opened, Query(patterns=_names(patterns), last_step_only=last, **asked))
-    _explain(opened, selected, last)
-    if not _write(output, selected):
-        note(f"Nothing matched{f': no {selected.empty} is selected' if selected.empty else ''}.")
+    query = Query(patterns=names(patterns), last_step_only=last, **asked)
+    keys = keys_at(run)
+    if not (_follow(output, keys, query, timeout) if follow else _print(output, keys, query, runs)):
         ctx.exit(NOTHING_MATCHED)
 
 
-def _write(output: Output, selected: Selected) -> int:
-    """The number of rows written: side by side for people, one value a row for programs."""
+def _print(output: Output, keys: Keys, query: Query, runs: Sequence[str]) -> int:
+    """The number of rows written: side by side for people, one value a row for programs; of merged runs, of each."""
+    from gradtrace.store.opened import labels
+    from gradtrace.store.snapshot import consistent
+
+    columns, rows, empty = dict[str, None](), list[Iterator[dict[str, Any]]](), list[str | None]()
+    for label in labels(keys, runs):
+        begin = functools.partial(_begin, query=query, whole=output.for_people)
+        run, selected, found = consistent(keys, begin, label)
+        _explain(run, selected, query)
+        widest = max((selected.stream.places[name].width for name in selected.parameters), default=0)
+        about = {} if label is None else {"run": label}
+        columns |= dict.fromkeys([*about, *_columns(query, widest, output)])
+        rows.append(map(functools.partial(operator.or_, about), _rows(found, query, output)))
+        empty.append(selected.empty)
+    last = [name for name in columns if name == "status"]  # also behind the further singular values of another run
+    number = output.write([*(name for name in columns if name not in last), *last], chain.from_iterable(rows))
+    if not number:
+        note(f"Nothing matched{f': no {empty[0]} is selected' if empty and empty[0] else ''}.")
+    return number
+
+
+def _begin(snapshot: Snapshot, *, query: Query, whole: bool) -> tuple[Run, Selected, Iterator[Record]]:
+    """What is selected, and its records: all of them, or, where there may be many, the first ones read already."""
     from gradtrace.store.query import records
+    from gradtrace.store.selection import select
 
-    found = records(selected) if selected.empty is None else iter(())
-    rows = _wide(found) if output.for_people else _long(found, selected)
-    return output.write(_columns(selected, wide=output.for_people), rows)
-
-
-def _names(patterns: Sequence[str]) -> list[str]:
-    if "-" not in patterns:
-        return list(patterns)
-    piped = [line.strip() for line in sys.stdin if line.strip()]
-    return [name for pattern in patterns for name in (piped if pattern == "-" else [pattern])] or ["re:(?!)"]
+    selected = select(snapshot.run, query)
+    found = records(selected, snapshot.whole) if selected.empty is None else iter(())
+    return snapshot.run, selected, chain(list(islice(found, None if whole else HELD)), found)
 
 
-def _explain(run: Run, selected: Selected, last: bool) -> None:
-    from gradtrace.metrics import RANK_RULE
+def _follow(output: Output, keys: Keys, query: Query, timeout: float | None) -> int:
+    """The number of rows written until no more can come."""
+    from gradtrace.store.follow import Follower
 
+    if query.last_step_only:
+        note("Showing the last step, then every step as it is committed; choose others by --step first:last.")
+    _explain_metrics(query)
+    follower = Follower(keys, query, tell=note)
+    batches = (_rows(found, query, output) for found in _news(follower, timeout))
+    number = output.follow(_columns(query, query.components or 0, output), batches)
+    if not number:
+        note("Nothing matched.")
+    return number
+
+
+def _news(follower: Follower, timeout: float | None) -> Iterator[Iterator[Record]]:
+    """What comes, each time that something may have come. Whoever asks for the next has used up the one before."""
+    last = time.monotonic()
+    while follower.ended is None:
+        before = follower.given
+        yield follower.news()
+        if follower.given > before:
+            last = time.monotonic()
+        elif timeout is not None and time.monotonic() - last >= timeout:
+            note(f"Nothing came for {timeout:g} s.")
+            return
+        elif follower.ended is None:
+            time.sleep(follower.interval)
+    note(follower.ended)
+
+
+def _explain(run: Run, selected: Selected, query: Query) -> None:
     if selected.unmeasured:
         reasons = [(name, run.parameters[name].attrs.get("reason")) for name in selected.unmeasured]
         note(f"Never measured: {', '.join(f'{name} ({why})' if why else name for name, why in reasons)}.")
-
-    if last and len(selected.stream.steps) > 1:
+    if query.last_step_only and len(selected.stream.steps) > 1:
         step = selected.stream.steps[-1]
         note(f"Showing the last of {len(selected.stream.steps)} steps, {step}; choose others by --step first:last.")
-    if "numerical_rank" in selected.metrics:
+    _explain_metrics(query)
+
+
+def _explain_metrics(query: Query) -> None:
+    from gradtrace.metrics import RANK_RULE
+
+    if "numerical_rank" in query.metrics:
         note(f"numerical_rank counts {RANK_RULE}.")
 
 
-def _columns(selected: Selected, *, wide: bool) -> list[str]:
-    pair = ["group_other"] if "cosine" in selected.metrics else []
+def _columns(query: Query, widest: int, output: Output) -> list[str]:
+    pair = ["group_other"] if "cosine" in query.metrics else []
     keys = ["step", "epoch", "parameter", "kind", "group", *pair]
-    if not wide:
-        return [*keys, "metric" if selected.metrics else "component", "value", "status"]
-    if selected.metrics:
-        return [*keys, *selected.metrics, "status"]
-    widest = max((selected.stream.places[name].width for name in selected.parameters), default=0)
-    shown = range(1, min(widest, selected.components or widest) + 1)
+    if not output.for_people:
+        return [*keys, "metric" if query.metrics else "component", "value", "status"]
+    if query.metrics:
+        return [*keys, *dict.fromkeys(query.metrics), "status"]
+    shown = range(1, min(widest, query.components or widest) + 1)
     return [*keys, *(f"sigma{place}" for place in shown), "status"]
+
+
+def _rows(found: Iterable[Record], query: Query, output: Output) -> Iterator[dict[str, Any]]:
+    return _wide(found) if output.for_people else _long(found, metrics=bool(query.metrics))
 
 
 def _keys(record: Record) -> dict[str, Any]:
@@ -136,16 +189,16 @@ def _keys(record: Record) -> dict[str, Any]:
     }
 
 
-def _wide(found: Iterator[Record]) -> Iterator[dict[str, Any]]:
+def _wide(found: Iterable[Record]) -> Iterator[dict[str, Any]]:
     for record in found:
         values = {(f"sigma{name}" if name.isdecimal() else name): value for name, value in record.values.items()}
         yield _keys(record) | {name: None if value != value else value for name, value in values.items()}
 
 
-def _long(found: Iterator[Record], selected: Selected) -> Iterator[dict[str, Any]]:
+def _long(found: Iterable[Record], *, metrics: bool) -> Iterator[dict[str, Any]]:
     for record in found:
         keys = _keys(record)
-        if selected.metrics:
+        if metrics:
             yield from (keys | {"metric": name, "value": value} for name, value in record.values.items())
         elif record.status != "measured":
             yield keys | {"component": None, "value": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -42,6 +43,7 @@ class Commit:
         self._capacity: dict[str, tuple[int, ...]] = {}
         self._oldest: float | None = None
         self._past = past
+        self._id = (past.attributes.get("id") if past else None) or uuid.uuid4().hex
         if past is None:
             self.tell(attrs)
         else:
@@ -127,6 +129,12 @@ class Commit:
         self._put(keys, self._attributes(closed=True), exact=True)
 
     def _put(self, keys: Keys, attributes: dict[str, Any], *, exact: bool) -> None:
+        with keys.together():  # nothing of it shows before the root says so
+            self._put_members(keys, exact=exact)
+        self._put_root(keys, attributes)
+        self.pending = 0
+
+    def _put_members(self, keys: Keys, *, exact: bool) -> None:
         for stream in self._streams.values():
             stream.write()
         arrays = {spec.path: (spec, shape) for stream in self._streams.values() for spec, shape in stream.arrays()}
@@ -136,8 +144,6 @@ class Commit:
             if exact or path not in self._capacity:
                 keys.put(f"{path}/{ROOT_KEY}", to_bytes(document))
                 self._capacity[path] = ()
-        self._put_root(keys, attributes)
-        self.pending = 0
 
     def _put_root(self, keys: Keys, attributes: dict[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """The commit itself; the metadata of all that it makes visible."""
@@ -163,6 +169,7 @@ class Commit:
     def _attributes(self, *, closed: bool) -> dict[str, Any]:
         return {
             "gradtrace_schema": ".".join(map(str, SCHEMA)),
+            "id": self._id,
             "committed": {path: stream.rows for path, stream in self._streams.items()},
             "closed": closed,
             "kinds": list(self.kinds),

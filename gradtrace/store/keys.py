@@ -59,6 +59,14 @@ class Keys(ABC):
     def make(self, path: str) -> None:  # noqa: B027 - buckets have no directories
         """Make ready for keys below `path`."""
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Puts inside may wait until its end and then go out at once, in any order; on a disk they do not.
+
+        It raises what went wrong; what was not put goes out before anything that is put later.
+        """
+        yield
+
 
 class Directory(Keys):
     """Keys as files below a directory.

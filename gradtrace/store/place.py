@@ -78,6 +78,8 @@ def occupant(keys: Keys) -> str:
 
 def explain(error: BaseException) -> str:
     """Why writing failed, in plain words, and what would help."""
+    if isinstance(error, OSError) and "://" in str(error.filename):  # of a bucket, which says it by itself
+        return f"{error.strerror}."
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full (or a quota is used up). Free some space, or record to another disk."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import zarr
 
 from gradtrace.errors import SelectionError, StoreError, nearest
+from gradtrace.store import guard
+from gradtrace.store.chunks import shown
 from gradtrace.store.keys import ROOT_KEY, Directory, Keys
 from gradtrace.store.names import node_name, original_name
-from gradtrace.store.place import Where, keys_at, zarr_store
+from gradtrace.store.place import zarr_store
 from gradtrace.store.rows import ParameterInfo
+from gradtrace.store.sanity import checked
 from gradtrace.store.schema import MAIN_STREAM, PROBES, SCHEMA, probe_stream
 from gradtrace.store.stream import Stream, streams
 
@@ -21,20 +25,17 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 
-def open_run(path: Where) -> Run:
-    """The run at a path or URL, as of its last commit. Open it again to see later commits.
-
-    Raises a `StoreError` that says what is there instead, where it is no run, a newer one, or a damaged one.
-    """
-    return open_keys(keys_at(path))
-
-
 def open_keys(keys: Keys) -> Run:
-    """The run that these keys hold, as of its last commit."""
-    document = _root_document(keys)
-    _check_schema(document["attributes"], keys.name)
+    """The run that these keys hold, as of its last commit; see `gradtrace.store.opened`."""
+    data, document = root_of(keys)
+    sane = checked(document, keys.name)
     try:
-        root = zarr.open_group(zarr_store(keys), mode="r", zarr_format=3, use_consolidated=True)
+        if sane != document or b"\\u" in data or not data.isascii():
+            data = json.dumps(sane, ensure_ascii=False).encode()  # which lone surrogates do not survive
+        folder = keys.root if isinstance(keys, Directory) else None
+        packings = guard.packings(sane["consolidated_metadata"]["metadata"])
+        guarded = guard.Guarded(zarr_store(keys), data, packings, folder)
+        root = zarr.open_group(guarded, mode="r", zarr_format=3, use_consolidated=True)
     except Exception as error:
         raise StoreError(
             f"{keys.name!r} is damaged: zarr cannot open it ({type(error).__name__}: {error}). Restore it from a copy."
@@ -53,6 +54,15 @@ class Run:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "unfinished"
         return f"<Run {self.path!r}: {self.committed[MAIN_STREAM]} steps, {len(self.parameters)} parameters, {state}>"
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The labels of the runs that were merged into this one; none for a run as it was recorded."""
+        return ()
+
+    def run(self, label: str) -> Run:
+        """One of the runs that were merged."""
+        raise SelectionError(f"{self.path!r} is a single run: there is no {label!r} to choose.")
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -142,20 +152,20 @@ class Run:
         group = self.group.get(path)
         if not isinstance(group, zarr.Group):
             raise StoreError(f"{self.path!r} is damaged: it lacks the group {path!r}. Restore it from a copy.")
-        return Stream(group, name, self.path)
+        return Stream(group, name, self.path, parameters=self.parameters, kinds=self.kinds)
 
 
 def _probe(path: str) -> str:
     return original_name(path.partition("/")[2])
 
 
-def _root_document(keys: Keys) -> dict[str, Any]:
-    """The root's zarr.json, or a StoreError saying what is there instead of a run."""
+def root_of(keys: Keys) -> tuple[bytes, dict[str, Any]]:
+    """The root's zarr.json, of a schema that is known, or a StoreError saying what is there instead of a run."""
     here = repr(keys.name)
     if isinstance(keys, Directory) and keys.root.exists() and not keys.root.is_dir():
         raise StoreError(f"{here} is a file; a run is a directory. Unpack it first if it is an archive.")
     try:
-        data = keys.get(ROOT_KEY)
+        data = guard.get(keys, ROOT_KEY)
         if data is None:
             raise StoreError(_nothing(keys))
         document = json.loads(data)
@@ -166,7 +176,8 @@ def _root_document(keys: Keys) -> dict[str, Any]:
     attributes = document.get("attributes", {}) if isinstance(document, dict) else {}
     if not isinstance(attributes, dict) or "gradtrace_schema" not in attributes:
         raise StoreError(f"{here} is a zarr store, but not a gradtrace run. Open it with zarr or xarray.")
-    return document
+    _check_schema(attributes, keys.name)
+    return data, document
 
 
 def _nothing(keys: Keys) -> str:
@@ -179,16 +190,11 @@ def _nothing(keys: Keys) -> str:
 
 
 def _check_schema(attributes: Mapping[str, Any], path: str) -> None:
-    version = str(attributes["gradtrace_schema"])
-    major = version.partition(".")[0]
-    if not major.isdecimal():
-        raise StoreError(f"{path!r} is damaged: its schema version reads {version!r}. Restore it from a copy.")
-    if int(major) > SCHEMA[0]:
+    version = attributes["gradtrace_schema"]
+    known = re.fullmatch(r"([0-9]{1,9})\.[0-9]{1,9}", version) if isinstance(version, str) else None
+    if known is None:
+        raise StoreError(f"{path!r} is damaged: its schema version reads {shown(version)}. Restore it from a copy.")
+    if int(known[1]) > SCHEMA[0]:
         raise StoreError(
             f"{path!r} has schema {version}; this gradtrace reads up to {SCHEMA[0]}.x. Install a newer gradtrace."
-        )
-    missing = {"committed", "closed", "kinds", "keep", "parameters", "run"} - set(attributes)
-    if missing:
-        raise StoreError(
-            f"{path!r} is damaged: its attributes lack {', '.join(sorted(missing))}. Restore it from a copy."
         )

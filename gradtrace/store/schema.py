@@ -3,6 +3,7 @@
 A store is one zarr group (format 3). Its root attributes, in full:
 
     gradtrace_schema   "major.minor"; a reader refuses a newer major
+    id                 random, the same as long as the run is
     committed          stream path -> number of rows a reader may trust
     closed             False while the run is being written (or when it was killed), True after close()
     kinds, keep        what was asked to be recorded

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -15,6 +15,7 @@ from gradtrace.store.reader import Run
 from gradtrace.store.rows import KINDS
 from gradtrace.store.stream import Stream
 
+EXPRESSION = "re:"
 COSINE = "cosine"
 QUERY_METRICS = (*METRICS, COSINE)
 
@@ -67,6 +68,12 @@ class Selected:
     metrics: tuple[str, ...]
     components: int | None
     unmeasured: tuple[str, ...] = ()  # selected by name, but without any values in this stream
+    unknown: Mapping[str, str] = field(default_factory=dict)  # name that is not there -> a sentence about it
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The names of the selected groups."""
+        return tuple(self.stream.groups[group] for group in self.groups)
 
     @property
     def empty(self) -> str | None:
@@ -75,48 +82,66 @@ class Selected:
         return next((what for what, items in found.items() if len(items) == 0), None)
 
 
-def select(run: Run, query: Query) -> Selected:
-    """The query's names as found in the run, or a SelectionError naming the nearest ones."""
+def select(run: Run, query: Query, *, patient: bool = False) -> Selected:
+    """The query's names as found in the run, or a SelectionError naming the nearest ones.
+
+    patient: parameters, groups and steps that are not there may come yet; the former are told in `unknown`.
+    """
     stream = run.stream(query.probe)
-    named = matching("parameter", query.patterns, run.parameters)
+    named = matching("parameter", query.patterns, run.parameters, patient=patient)
+    groups = matching("group", query.groups, stream.groups, patient=patient)
     return Selected(
         stream=stream,
         parameters=tuple(name for name in named if name in stream.places),
         unmeasured=tuple(name for name in named if name not in stream.places),
+        unknown=_unknown("parameter", query.patterns, run.parameters) | _unknown("group", query.groups, stream.groups),
         kinds=_kinds(run, query),
-        groups=tuple(stream.groups.index(name) for name in matching("group", query.groups, stream.groups)),
-        rows=_rows(stream, query),
+        groups=tuple(stream.groups.index(name) for name in groups),
+        rows=_rows(stream, query, patient=patient),
         metrics=_metrics(query.metrics),
         components=query.components,
     )
 
 
-def matching(what: str, patterns: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
+def matching(what: str, patterns: Sequence[str], names: Iterable[str], *, patient: bool = False) -> tuple[str, ...]:
     """The names, in their own order, that any of the patterns matches; all of them when there is no pattern.
 
-    A pattern that is no glob and no known name is an error.
+    A pattern that is no glob and no known name is an error, unless one is patient.
     """
     known = list(names)
     if not patterns:
         return tuple(known)
+    unknown = _unknown(what, patterns, known)
+    if unknown and not patient:
+        raise SelectionError(next(iter(unknown.values())))
     chosen: set[str] = set()
     for pattern in patterns:
-        chosen.update(_matches(what, pattern, known))
+        chosen.update(_matches(pattern, known))
     return tuple(name for name in known if name in chosen)
 
 
-def _matches(what: str, pattern: str, known: Sequence[str]) -> list[str]:
-    if pattern in known:
-        return [pattern]
-    if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise SelectionError(f"{pattern!r} is no regular expression: {error}. Correct it, or use a glob.") from None
-        return [name for name in known if expression.search(name)]
-    if any(character in pattern for character in "*?["):
+def _matches(pattern: str, known: Sequence[str]) -> list[str]:
+    if pattern in known or not _is_open(pattern):
+        return [name for name in known if name == pattern]
+    if not pattern.startswith(EXPRESSION):
         return [name for name in known if fnmatchcase(name, pattern)]
-    raise SelectionError(f"There is no {what} {pattern!r} in this run. {nearest(pattern, known)}")
+    try:
+        expression = re.compile(pattern.removeprefix(EXPRESSION))
+    except re.error as error:
+        raise SelectionError(f"{pattern!r} is no regular expression: {error}. Correct it, or use a glob.") from None
+    return [name for name in known if expression.search(name)]
+
+
+def _unknown(what: str, patterns: Sequence[str], names: Iterable[str]) -> dict[str, str]:
+    """A sentence for each pattern that is one name, and not there."""
+    known = list(names)
+    missing = [pattern for pattern in patterns if pattern not in known and not _is_open(pattern)]
+    return {name: f"There is no {what} {name!r} in this run. {nearest(name, known)}" for name in missing}
+
+
+def _is_open(pattern: str) -> bool:
+    """Whether several names may match."""
+    return pattern.startswith(EXPRESSION) or any(character in pattern for character in "*?[")
 
 
 def _kinds(run: Run, query: Query) -> tuple[str, ...]:
@@ -140,20 +165,21 @@ def _metrics(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _rows(stream: Stream, query: Query) -> np.ndarray:
+def _rows(stream: Stream, query: Query, *, patient: bool) -> np.ndarray:
     inside = np.ones(len(stream.steps), dtype=bool)
     if query.steps is not None:
-        inside &= _steps(stream, query.steps)
+        inside &= query.steps.holds(stream.steps)
+        if not inside.any() and not patient:
+            _check_single(stream, query.steps)
     if query.epochs is not None:
         inside &= query.epochs.holds(np.floor(stream.per_step("epoch")))
     found = np.flatnonzero(inside)
     return found[-1:] if query.last_step_only else found
 
 
-def _steps(stream: Stream, span: Span) -> np.ndarray:
-    inside = span.holds(stream.steps)
-    if span.first is not None and span.first == span.last and not inside.any():
+def _check_single(stream: Stream, span: Span) -> None:
+    """One step that was asked for alone and is not there is a mistake; an empty range is not."""
+    if span.first is not None and span.first == span.last:
         close = sorted(stream.steps.tolist(), key=lambda step: abs(step - (span.first or 0)))[:5]
         steps = ", ".join(map(str, sorted(close))) or "none at all"
         raise SelectionError(f"Step {span.first} was not recorded. Nearest: {steps}. A range is written first:last.")
-    return inside

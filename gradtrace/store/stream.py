@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -10,11 +10,16 @@ import numpy as np
 import zarr
 
 from gradtrace.errors import SelectionError, StoreError, nearest
+from gradtrace.store.guard import check_room
+from gradtrace.store.names import RESERVED
+from gradtrace.store.rows import Status
+from gradtrace.store.sanity import WIDTH_CLASS
 from gradtrace.store.schema import (
     COMPONENT,
     GROUP,
     KIND,
     METRIC,
+    METRICS,
     PARAMETER,
     PART,
     SCALAR,
@@ -23,6 +28,8 @@ from gradtrace.store.schema import (
     metric_variable,
     status_variable,
 )
+
+BLOCK = 1 << 20  # steps read at a time
 
 
 class Place(NamedTuple):
@@ -44,21 +51,25 @@ class Variable(NamedTuple):
 class Stream:
     """The training run ("steps") or one probe: its steps, groups and names at once, its values when asked for."""
 
-    def __init__(self, group: zarr.Group, name: str, path: str) -> None:
+    def __init__(
+        self, group: zarr.Group, name: str, path: str, *, parameters: Container[str], kinds: Sequence[str]
+    ) -> None:
         self.name = name
         self._group = group
         self._path = path
+        self._parameters, self._kinds = parameters, tuple(kinds)  # which the run knows
+        self._known: dict[str, tuple[str, ...]] = {}
 
     @cached_property
     def steps(self) -> np.ndarray:
         """The optimizer step of each row, increasing."""
-        steps = self._values(STEP)
-        if (np.diff(steps) <= 0).any():
-            raise StoreError(
-                f"{self._path!r} is damaged: the steps of {self.name!r} do not increase, so chunks of {STEP!r} are "
-                "missing or overwritten. Restore the run from a copy."
-            )
-        return steps
+        array, found = self._array(STEP), np.zeros(0, dtype=np.int64)
+        for start in range(0, array.shape[0], BLOCK):  # a shape that nothing stands behind is found out at once
+            block = self.load(array, slice(start, start + BLOCK))
+            if (np.diff(np.concatenate([found[-1:], block])) <= 0).any():
+                raise self._damaged(f"the steps of {self.name!r} do not increase: chunks are missing or overwritten")
+            found = np.concatenate([found, block])
+        return found
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -79,9 +90,11 @@ class Stream:
     def places(self) -> dict[str, Place]:
         """Where each parameter that has been measured stands."""
         found: dict[str, Place] = {}
-        for member, group in self._group.groups():
-            widths = cast("list[int]", group.attrs["widths"])
+        for member in self._classes:
+            widths = cast("list[int]", self._group[member].attrs["widths"])
             for position, name in enumerate(self._names(f"{member}/{PARAMETER}")):
+                if name in found or name not in self._parameters:
+                    raise self._damaged(f"{self.name!r} holds {name!r} twice, or the run does not know it")
                 found[name] = Place(member, position, widths[position])
         return found
 
@@ -104,7 +117,7 @@ class Stream:
         if variable not in known:
             raise SelectionError(f"{parameter!r} has no variable {variable!r}. {nearest(variable, known)}")
         found = known[variable]
-        values = self.load(found.array, (rows, place.position, Ellipsis, *found.at))
+        values = self._coded(found, self.load(found.array, (rows, place.position, Ellipsis, *found.at)))
         return values[..., : place.width] if COMPONENT in found.dims else values
 
     def over_parameters(self, variable: str) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
@@ -112,41 +125,76 @@ class Stream:
         for member, variables in self._members.items():
             if variable in variables:
                 found = variables[variable]
-                yield self._names(f"{member}/{PARAMETER}"), self.load(found.array, (Ellipsis, *found.at))
+                values = self.load(found.array, (Ellipsis, *found.at))
+                yield self._names(f"{member}/{PARAMETER}"), self._coded(found, values)
 
     def load(self, array: zarr.Array[Any], key: Any) -> np.ndarray:
         """`array[key]`, or a StoreError that names the array whose bytes cannot be read."""
+        if len(array.shape) > 1:
+            _ = self.steps  # which tell whether there are so many rows
         try:
+            check_room(array, key)
             return np.asarray(array[key])
+        except MemoryError as error:
+            raise StoreError(
+                f"{self._path!r}: what is asked for of {array.path!r} is too large to be read at a time ({error}). "
+                "Read fewer steps at a time."
+            ) from error
         except (OSError, RuntimeError, ValueError) as error:
             raise StoreError(
                 f"{self._path!r} is damaged: {array.path!r} cannot be read ({type(error).__name__}: {error}). "
                 "Other parameters and steps may still be readable; restore the run from a copy."
             ) from error
 
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(f"{self._path!r} is damaged: {what}. Restore the run from a copy.")
+
+    def _coded(self, variable: Variable, values: np.ndarray) -> np.ndarray:
+        """The values of a variable; where they are status codes, all of them known."""
+        if values.dtype == np.uint8 and values.size and values.max() >= len(Status.NAMES):
+            raise self._damaged(f"{variable.array.path!r} holds the status {values.max()}, which there is not")
+        return values
+
     @cached_property
     def _members(self) -> dict[str, dict[str, Variable]]:
-        return {member: self._variables(member) for member in self._group.group_keys()}
+        if self._names(KIND) != self._kinds:
+            raise self._damaged(f"the kinds of {self.name!r} are not {', '.join(self._kinds)}")
+        return {member: self._variables(member) for member in self._classes}
+
+    @property
+    def _classes(self) -> list[str]:
+        """The width classes; what else may be there, a later version has added."""
+        return [member for member in self._group.group_keys() if WIDTH_CLASS.fullmatch(member)]
 
     def _variables(self, member: str) -> dict[str, Variable]:
         """The arrays of a width class, with metrics and status taken apart by kind."""
         kinds, metrics = self._names(KIND), self._names(METRIC)
         group = cast("zarr.Group", self._group[member])
-        found: dict[str, Variable] = {}
+        found: list[tuple[str, Variable]] = []
         for name, array in sorted(group.arrays()):
             dims = tuple(cast("Iterable[str]", getattr(array.metadata, "dimension_names", None) or ()))
             rest = tuple(dim for dim in dims if dim not in (PARAMETER, KIND, METRIC))
             for k, kind in enumerate(kinds if KIND in dims else ()):
                 if name == STATUS:
-                    found[status_variable(kind)] = Variable(array, rest, (k,))
-                elif kind in group:
-                    found |= {metric_variable(kind, m): Variable(array, rest, (k, i)) for i, m in enumerate(metrics)}
+                    found.append((status_variable(kind), Variable(array, rest, (k,))))
+                elif name == METRICS and kind in group:
+                    own = enumerate(metrics[: array.shape[-1]])
+                    found += [(metric_variable(kind, metric), Variable(array, rest, (k, i))) for i, metric in own]
             if PARAMETER in dims[1:] and KIND not in dims:
-                found[name] = Variable(array, rest, ())
-        return found
+                found.append((name, Variable(array, rest, ())))
+        variables = dict(found)
+        if RESERVED & variables.keys() or len(variables) < len(found):
+            raise self._damaged(f"a metric of {self.name!r} is called as something else is: {', '.join(metrics)}")
+        return variables
 
     def _names(self, path: str) -> tuple[str, ...]:
-        return tuple(map(str, self._values(path)))
+        """A coordinate of names, each there once."""
+        if path not in self._known:
+            names = tuple(map(str, self._values(path)))
+            if len(set(names)) != len(names):
+                raise self._damaged(f"the names in {self._array(path).path!r} are not all different")
+            self._known[path] = names
+        return self._known[path]
 
     def _values(self, path: str) -> np.ndarray:
         return self.load(self._array(path), Ellipsis)

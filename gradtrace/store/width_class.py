@@ -75,38 +75,47 @@ class WidthClass:
 
         Values are gathered first and assigned array by array: one by one takes six times as long.
         """
-        positions = self.parameters.find(rows)
+        positions, given = self.parameters.find(rows), list(rows.values())
         self.widths.extend([0] * (len(self.parameters) - len(self.widths)))
-        for position, row in zip(positions, rows.values(), strict=True):
+        self._place_spectra(index, positions, given, groups, count)
+        inner = self._row(INNER_PRODUCT, (STEP, PARAMETER, GROUP, GROUP_OTHER), index, count)
+        inner[_crossed(positions, groups, twice=True)] = np.array([row.inner_product for row in given])
+        self._place_metrics(index, positions, given, groups, count)
+        self._place_status(index, positions, given, groups, count)
+        self._row(RESIDUAL, (STEP, PARAMETER), index, count)[positions] = [row.residual for row in given]
+        self._row(OWNER_RESIDUAL, (STEP, PARAMETER), index, count)[positions] = [row.owner_residual for row in given]
+
+    def _place_spectra(
+        self, index: int, positions: list[int], rows: Sequence[ParameterRow], groups: Positions, count: int
+    ) -> None:
+        """The spectra of each kind, those of one width together."""
+        alike: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+        for position, row in zip(positions, rows, strict=True):
             for kind, spectrum in row.spectra.items():
                 values = np.asarray(spectrum)[:, : self._keep]
-                self.widths[position] = max(self.widths[position], values.shape[1])
-                self._widest = max(self._widest, values.shape[1])
-                spectra = self._row(kind, (STEP, PARAMETER, GROUP, COMPONENT), index, count)
-                spectra[position, groups, : values.shape[1]] = values
-            inner = self._row(INNER_PRODUCT, (STEP, PARAMETER, GROUP, GROUP_OTHER), index, count)
-            inner[(position, *_outer(groups))] = row.inner_product
-        self._place_metrics(index, positions, rows.values(), groups, count)
-        self._place_status(index, positions, rows.values(), groups, count)
-        self._row(RESIDUAL, (STEP, PARAMETER), index, count)[positions] = [row.residual for row in rows.values()]
-        self._row(OWNER_RESIDUAL, (STEP, PARAMETER), index, count)[positions] = [
-            row.owner_residual for row in rows.values()
-        ]
+                width = values.shape[1]
+                self.widths[position] = max(self.widths[position], width)
+                alike.setdefault((kind, width), {})[position] = values
+        self._widest = max([self._widest, *(width for _, width in alike)])
+        for (kind, width), found in alike.items():
+            target = self._row(kind, (STEP, PARAMETER, GROUP, COMPONENT), index, count)[..., :width]
+            target[_crossed(list(found), groups)] = np.array(list(found.values()))
 
     def _place_metrics(
-        self, index: int, positions: list[int], rows: Iterable[ParameterRow], groups: Positions, count: int
+        self, index: int, positions: list[int], rows: Sequence[ParameterRow], groups: Positions, count: int
     ) -> None:
-        found: dict[tuple[int, int], dict[int, Any]] = {}
+        """The metrics of each kind, those of parameters that have the same ones together."""
+        alike: dict[tuple[str, tuple[str, ...]], dict[int, list[Any]]] = {}
         for position, row in zip(positions, rows, strict=True):
             for kind, metrics in row.metrics.items():
-                of_kind = self._kinds.index(kind)
-                for place, values in zip(self._metrics.find(metrics), metrics.values(), strict=True):
-                    found.setdefault((of_kind, place), {})[position] = values
-        if found:
+                alike.setdefault((kind, tuple(metrics)), {})[position] = list(metrics.values())
+        places = {names: self._metrics.find(names) for _, names in alike}
+        for (kind, names), found in alike.items():
             target = self._row(METRICS, (STEP, PARAMETER, GROUP, KIND, METRIC), index, count)
-        for where, measured in found.items():
-            block = np.array(list(measured.values())).reshape(len(measured), -1)
-            target[(*_cross(list(measured), groups), *where)] = block
+            measured = np.array(list(found.values()), dtype=np.float64).reshape(len(found), len(names), -1)
+            of_kind = target[:, :, self._kinds.index(kind)]
+            for place, values in zip(places[names], measured.swapaxes(0, 1), strict=True):
+                of_kind[..., place][_crossed(list(found), groups)] = values
 
     def _place_status(
         self, index: int, positions: list[int], rows: Iterable[ParameterRow], groups: Positions, count: int
@@ -159,13 +168,9 @@ class WidthClass:
         return [lengths[dim] for dim in dims[1:]]
 
 
-def _outer(groups: Positions) -> tuple[Any, Any]:
+def _crossed(positions: list[int], groups: Positions, *, twice: bool = False) -> Any:
+    """The index of these parameters and groups, or groups twice, in an array (parameter, group, ...)."""
     if isinstance(groups, slice):
-        return groups, groups
-    return groups[:, None], groups[None, :]
-
-
-def _cross(positions: list[int], groups: Positions) -> tuple[Any, Any]:
-    if isinstance(groups, slice):
-        return positions, groups
-    return np.array(positions)[:, None], groups[None, :]
+        return (positions, groups, groups) if twice else (positions, groups)
+    of = np.array(positions)
+    return np.ix_(of, groups, groups) if twice else np.ix_(of, groups)

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from gradtrace.errors import SelectionError, StoreError
-from gradtrace.store.reader import open_run
+from gradtrace.store.opened import open_run
 from gradtrace.store.selection import Query, select
 from gradtrace.store.writer import RunWriter
 from tests.store.samples import step_row

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gradtrace.store.reader import Run, open_run
+from gradtrace.store.opened import open_run
+from gradtrace.store.reader import Run
 from gradtrace.store.rows import KINDS
 from gradtrace.store.schema import SCHEMA
 from gradtrace.store.writer import RunWriter

@@ -15,7 +15,8 @@ import pytest
 import xarray as xr
 
 from gradtrace.errors import StoreError
-from gradtrace.store.reader import Run, open_run
+from gradtrace.store.opened import open_run
+from gradtrace.store.reader import Run
 from gradtrace.store.rows import Status
 from tests.store.samples import parameter_row
 

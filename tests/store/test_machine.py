@@ -17,9 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gradtrace.store import writer as writer_module
 from gradtrace.store.keys import Directory
 from gradtrace.store.lock import LOCK_KEY
+from gradtrace.store.opened import open_run
 from gradtrace.store.orphans import orphans
 from gradtrace.store.past import Past
-from gradtrace.store.reader import Run, open_run
+from gradtrace.store.reader import Run
 from gradtrace.store.rows import KINDS, Status, StepRow
 from gradtrace.store.writer import RunWriter
 from tests.store.samples import infos, parameter_row
@@ -183,5 +184,5 @@ def check(run: Run, rows: list[StepRow]) -> None:
             assert (here["adjoint_status"][others] == Status.GROUP_ABSENT).all()
 
 
-Lives.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+Lives.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 TestLives = Lives.TestCase

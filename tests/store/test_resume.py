@@ -14,7 +14,8 @@ import pytest
 from gradtrace.errors import StoreError
 from gradtrace.store.keys import Directory, Memory
 from gradtrace.store.lock import LOCK_KEY, Holder
-from gradtrace.store.reader import Run, open_run
+from gradtrace.store.opened import open_run
+from gradtrace.store.reader import Run
 from gradtrace.store.rows import ParameterInfo, StepRow
 from gradtrace.store.writer import RunWriter
 from tests.store.samples import parameter_row, step_row

@@ -12,7 +12,7 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradtrace.store.reader import open_run
+from gradtrace.store.opened import open_run
 from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, StepRow
 from gradtrace.store.tree import tree_of
 from gradtrace.store.writer import RunWriter

@@ -20,7 +20,7 @@ import pytest
 from gradtrace.errors import StoreError
 from gradtrace.store import keys as files
 from gradtrace.store import writer as writer_module
-from gradtrace.store.reader import open_run
+from gradtrace.store.opened import open_run
 from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
 from gradtrace.store.writer import RunWriter
 from tests.store.samples import infos, parameter_row, step_row
