@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gradtrace.recorder import Recorder
     from gradtrace.recording import record
     from gradtrace.store.opened import open_run
-from gradtrace.store.reader import Run
+    from gradtrace.store.reader import Run
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -25,9 +24,7 @@ A STUDY is path/to/file.py or package.module with these functions:
 
 @click.command("train", epilog=EPILOG)
 @click.argument("study")
-@click.option(
-    "-o", "--output", "run", type=click.Path(path_type=Path), help="The store to write.  [default: NAME-OF-STUDY.zarr]"
-)
+@click.option("-o", "--output", "run", type=click.Path(), help="The store to write.  [default: NAME-OF-STUDY.zarr]")
 @click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Passes over batches().")
 @click.option(
     "--every", type=click.IntRange(min=1), default=1, show_default=True, help="Record every K-th step.", metavar="K"
@@ -81,7 +78,7 @@ A STUDY is path/to/file.py or package.module with these functions:
     show_default=True,
     help="Where to train; auto takes CUDA where there is one.",
 )
-def command(study: str, run: Path | None, epochs: int, **options: Any) -> None:
+def command(study: str, run: str | None, epochs: int, **options: Any) -> None:
     """Train the model of a STUDY and record its spectra.
 
     The training is the same as without recording. A run that is interrupted keeps what was recorded.
@@ -92,7 +89,7 @@ def command(study: str, run: Path | None, epochs: int, **options: Any) -> None:
 
     recording = _recording(options)
     loaded = load_study(study)
-    path = run or Path(f"{loaded.name}.zarr")
+    path = run or f"{loaded.name}.zarr"
     with training_bar() as bar:
         line = bar.add_task(loaded.name, total=None, loss="")
 

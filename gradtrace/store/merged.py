@@ -17,7 +17,7 @@ from gradtrace.store.names import directory_name, original_name
 from gradtrace.store.place import zarr_store
 from gradtrace.store.reader import Run, root_of
 from gradtrace.store.rows import KINDS
-from gradtrace.store.runs import AXES, RECORDED, RUNS, WIDTHS_OF_RUNS, checked_runs
+from gradtrace.store.runs import AXES, RECORDED, RUNS, WIDTHS_OF_RUNS, checked_runs, node_of_runs
 from gradtrace.store.schema import COMPONENT, MAIN_STREAM, PARAMETER, PROBES, STEP, probe_stream
 from gradtrace.store.shards import RUN
 from gradtrace.store.stream import Place, Stream, Variable
@@ -68,6 +68,12 @@ class MergedRun(Run):
     def probes(self) -> Mapping[str, DataTree]:
         """Probe name -> the probe as xarray, of the same form as `tree`."""
         return {name: self._tree(f"{PROBES}/{directory_name(name)}", probe_stream(name)) for name in self.probe_names}
+
+    def parameter(self, name: str) -> DataTree:
+        """The tree node of one parameter, by its exact qualified name."""
+        if name not in self.parameters:
+            raise SelectionError(f"{self.path!r} has no parameter {name!r}. {nearest(name, self.parameters)}")
+        return self.tree.children[node_of_runs(name)]
 
     def _tree(self, path: str, name: str) -> DataTree:
         from gradtrace.store.merged_tree import tree_of_runs

@@ -9,9 +9,8 @@ from xarray import Dataset, DataTree, Variable
 from xarray.backends import BackendArray
 from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
-from gradtrace.store.names import node_name
 from gradtrace.store.rows import ParameterInfo
-from gradtrace.store.runs import RECORDED
+from gradtrace.store.runs import RECORDED, node_of_runs
 from gradtrace.store.schema import (
     COMPONENT,
     GROUP,
@@ -56,7 +55,7 @@ def tree_of_runs(run: MergedRun, stream: Stream) -> DataTree:
     about = {**run.attrs, "closed": run.closed, "stream": stream.name}
     root = Dataset(tables, coords={**labels, STEP: stream.steps}, attrs=about)
     nodes = {
-        node_name(name): DataTree(_node(stream, info, tables["n_samples"])) for name, info in run.parameters.items()
+        node_of_runs(name): DataTree(_node(stream, info, tables["n_samples"])) for name, info in run.parameters.items()
     }
     return DataTree(root, children=nodes)
 

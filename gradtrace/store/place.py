@@ -69,7 +69,7 @@ def occupant(keys: Keys) -> str:
         return "it is a file. Choose another path."
     attributes = attributes_of(keys)
     if "gradtrace_schema" not in attributes:
-        return "the directory is not empty and is no gradtrace run. Choose another path."
+        return "something is there that is no gradtrace run. Choose another path."
     again = "Go on with it by resume=True, choose another path, or move or delete that run first."
     if attributes.get("closed"):
         return f"it is a finished gradtrace run. {again}"

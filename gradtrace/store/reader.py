@@ -36,6 +36,8 @@ def open_keys(keys: Keys) -> Run:
         packings = guard.packings(sane["consolidated_metadata"]["metadata"])
         guarded = guard.Guarded(zarr_store(keys), data, packings, folder)
         root = zarr.open_group(guarded, mode="r", zarr_format=3, use_consolidated=True)
+    except (PermissionError, ConnectionError, TimeoutError) as error:
+        raise StoreError(f"{keys.name!r} cannot be read: {error.strerror}.") from error
     except Exception as error:
         raise StoreError(
             f"{keys.name!r} is damaged: zarr cannot open it ({type(error).__name__}: {error}). Restore it from a copy."
@@ -170,7 +172,8 @@ def root_of(keys: Keys) -> tuple[bytes, dict[str, Any]]:
             raise StoreError(_nothing(keys))
         document = json.loads(data)
     except OSError as error:
-        raise StoreError(f"{here} cannot be read: {error}. Check its permissions.") from error
+        hint = " Check its permissions." if isinstance(keys, Directory) else ""
+        raise StoreError(f"{here} cannot be read: {error.strerror or error}.{hint}") from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{here} is damaged: its zarr.json is no JSON ({error}). Restore it from a copy.") from error
     attributes = document.get("attributes", {}) if isinstance(document, dict) else {}

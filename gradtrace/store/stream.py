@@ -140,6 +140,8 @@ class Stream:
                 f"{self._path!r}: what is asked for of {array.path!r} is too large to be read at a time ({error}). "
                 "Read fewer steps at a time."
             ) from error
+        except (PermissionError, ConnectionError, TimeoutError) as error:  # nothing is known of what is there
+            raise StoreError(f"{array.path!r} of {self._path!r} cannot be read: {error.strerror}.") from error
         except (OSError, RuntimeError, ValueError) as error:
             raise StoreError(
                 f"{self._path!r} is damaged: {array.path!r} cannot be read ({type(error).__name__}: {error}). "

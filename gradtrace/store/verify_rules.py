@@ -19,7 +19,7 @@ from gradtrace.store.rows import Status
 from gradtrace.store.schema import INNER_PRODUCT, METRICS, OWNER_RESIDUAL, RESIDUAL, STATUS
 
 CLOSE = 1e-5
-SMALL, LARGE = 1e-25, 1e37  # the largest singular value within which float32 has all its digits
+SMALL, LARGE = 1e-20, 1e30  # between them, a spectrum and its metrics have all the digits of float32
 LARGEST_SQUARE = 1e19  # its square is still a float32
 
 
@@ -133,9 +133,13 @@ def _of_metrics(place: int, measured: np.ndarray, filled: np.ndarray, block: Blo
     if kind not in block.spectra or len(found) < len(WHOLE) or block.spectra[kind].shape[-1] == 0:
         return
     sigma = block.spectra[kind].astype(np.float64)
-    usual = measured & (sigma[..., 0] > SMALL) & (sigma[..., 0] < LARGE) & (found["nuclear"] < LARGE * 10)
+    usual = measured & (_is_usual(sigma[..., 0]) | _is_usual(found["frobenius"]))
     for name, wrong in _contradictions(sigma, found, block.keep):
         yield Fault(METRICS, f"the {name} of a {kind} contradicts its singular values", usual & wrong)
+
+
+def _is_usual(size: np.ndarray) -> np.ndarray:
+    return (size > SMALL) & (size < LARGE)
 
 
 def _contradictions(
@@ -166,7 +170,7 @@ def _contradictions(
     yield "participation_ratio", bounds | (whole & ~np.isclose(participation, exact, rtol=CLOSE))
     yield "numerical_rank", (rank != np.floor(rank)) | (whole & (rank > (known > 0).sum(axis=-1)))
     ratio = top / np.where(last > np.finfo(np.float32).tiny, last, np.inf)
-    exactly = whole & (ratio > 0) & (ratio < LARGE) & ~np.isclose(condition, ratio, rtol=CLOSE)
+    exactly = whole & (ratio > 0) & (ratio < 1e37) & ~np.isclose(condition, ratio, rtol=CLOSE)
     yield "condition", exactly | (condition < np.maximum(ratio, 1) * (1 - CLOSE))
 
 

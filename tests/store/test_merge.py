@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from gradtrace.errors import SelectionError, StoreError
 from gradtrace.store import shards
+from gradtrace.store.compact import compact
 from gradtrace.store.keys import Directory
 from gradtrace.store.merge import merge
 from gradtrace.store.merged import MergedRun, open_merged
+from gradtrace.store.names import parameter_name
 from gradtrace.store.opened import labels, open_run, opened
 from gradtrace.store.place import keys_at
 from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
@@ -200,6 +202,27 @@ def test_how_runs_differ_is_told(tmp_path: Path, folder: Path) -> None:
     assert merge({"one": one, "again": one}, tmp_path / "same.zarr").notes == ()
 
 
+def test_parameters_that_are_called_like_what_only_merged_runs_have_keep_their_nodes(tmp_path: Path) -> None:
+    awkward = ("run", "recorded", "loss", "a/run", "%72un")
+    record(tmp_path / "one.zarr", range(3), awkward, ("all",))
+    together = merged(tmp_path, tmp_path / "m.zarr", ("one",))
+    for name in awkward:
+        assert together.parameter(name).attrs["parameter"] == name
+        assert together.parameter(name)["gradient"].dims == ("run", "step", "group", "component")
+    assert [parameter_name(node) for node in together.tree.children] == list(awkward)
+    with pytest.raises(SelectionError, match="Nearest: 'run'"):
+        together.parameter("runs")
+
+
+def test_merged_runs_can_be_compacted(folder: Path, tmp_path: Path, small_shards: None) -> None:
+    together = merged(folder, tmp_path / "m.zarr")
+    compact(tmp_path / "m.zarr", tmp_path / "again.zarr")
+    again = opened(keys_at(tmp_path / "again.zarr"))
+    assert again.runs == together.runs
+    for label in LABELS:
+        assert_alike(together.run(label), again.run(label))
+
+
 def test_choosing_among_runs(folder: Path, tmp_path: Path) -> None:
     together, keys = merged(folder, tmp_path / "m.zarr"), keys_at(tmp_path / "m.zarr")
     assert labels(keys) == list(LABELS)
@@ -328,8 +351,8 @@ any_run = st.tuples(st.sets(st.integers(0, 9), max_size=6), names, groups, st.in
 @given(runs=st.lists(any_run, min_size=1, max_size=3))
 def test_any_runs_come_back(small_shards: None, runs: list[Any]) -> None:
     sources = {f"r{place}": f"memory://{uuid.uuid4().hex}" for place in range(len(runs))}
-    for place, (steps, parameters, labels, width) in enumerate(runs):
-        record(sources[f"r{place}"], sorted(steps), parameters, tuple(labels), width=width, first=place)
+    for place, (steps, parameters, names, width) in enumerate(runs):
+        record(sources[f"r{place}"], sorted(steps), parameters, tuple(names), width=width, first=place)
     target = f"memory://{uuid.uuid4().hex}"
     merge(sources, target)
     together = open_merged(keys_at(target))

@@ -428,14 +428,13 @@ def broken(chunk: bytes) -> list[bytes]:
 
 def test_chunks_that_are_cut_off_or_no_chunks_are_found_everywhere(path: Path) -> None:
     kept = {key: (path / key).read_bytes() for key in chunks(path)}
-    numbers = [
-        key for key in kept if key.split("/")[-2] in (*UNSEEN, "step", "status", "metrics", "inner_product", *KINDS)
-    ]
+    several = (*UNSEEN, "step", "status", "metrics", "inner_product", *KINDS)
+    numbers = [key for key in kept if key.split("/")[-2] in several]
     names = [key for key in kept if key not in numbers and "n_samples" not in key]
     assert len(numbers) > 50
     assert len(names) > 10
     for number in range(5):
-        for together in (numbers, *([key] for key in names)):  # where names are unknown, values are not looked at
+        for together in (numbers, *([key] for key in names[number::3])):  # without names, values are not looked at
             for key in together:
                 (path / key).write_bytes(broken(kept[key])[number])
             assert sorted(one.key for one in damage_in(path) if "cannot be read" in one.what) == together
