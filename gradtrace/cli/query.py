@@ -15,6 +15,7 @@ import click
 from gradtrace.cli import NOTHING_MATCHED
 from gradtrace.cli.output import ENDLESS, Output, note, output_options
 from gradtrace.cli.selecting import names, selection_options
+from gradtrace.errors import SelectionError
 
 if TYPE_CHECKING:
     from gradtrace.store.follow import Follower
@@ -88,15 +89,22 @@ def _print(output: Output, keys: Keys, query: Query, runs: Sequence[str]) -> int
     from gradtrace.store.snapshot import consistent
 
     columns, rows, empty = dict[str, None](), list[Iterator[dict[str, Any]]](), list[str | None]()
+    failures: list[SelectionError] = []
     for label in labels(keys, runs):
         begin = functools.partial(_begin, query=query, whole=output.for_people)
-        run, selected, found = consistent(keys, begin, label)
+        try:
+            run, selected, found = consistent(keys, begin, label)
+        except SelectionError as error:  # of merged runs another may have what this one lacks
+            failures.append(error)
+            continue
         _explain(run, selected, query)
         widest = max((selected.stream.places[name].width for name in selected.parameters), default=0)
         about = {} if label is None else {"run": label}
         columns |= dict.fromkeys([*about, *_columns(query, widest, output)])
         rows.append(map(functools.partial(operator.or_, about), _rows(found, query, output)))
         empty.append(selected.empty)
+    if failures and not rows:
+        raise failures[0]
     last = [name for name in columns if name == "status"]  # also behind the further singular values of another run
     number = output.write([*(name for name in columns if name not in last), *last], chain.from_iterable(rows))
     if not number:

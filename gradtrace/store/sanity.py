@@ -96,6 +96,9 @@ def flaws(document: Mapping[str, Any]) -> Iterator[Flaw]:
     if not _is_shallow(document):
         yield Flaw("", f"it is nested more than {MOST_DEEP} levels deep")
         return
+    if not _is_node(document) or not _is_group(document):
+        yield Flaw("", "it is no group of zarr's format 3")
+        return
     found = [*_attribute_flaws(document["attributes"])] or [*_tree_flaws(document)]
     if found:
         yield from found

@@ -9,6 +9,8 @@ A store is one zarr group (format 3). Its root attributes, in full:
     kinds, keep        what was asked to be recorded
     parameters         one {name, shape, attrs} per traced parameter, in order
     run                whatever the recorder says about the run (versions, seed, dtype, ...)
+    archive            of archives: the command that made it
+    runs               of merged runs: label -> its own attributes
 
 Below it, one group per stream (`steps`, `probes/<name>`), and in each one group per width class (`w16`, `w64`, ...).
 """

@@ -88,7 +88,7 @@ def faults(block: Block) -> Iterator[Fault]:
                 yield from _of_spectra(kind, block.spectra[kind], measured, there)
                 yield from _beyond(kind, block.spectra[kind], block.widths)
             else:
-                yield Fault(STATUS, f"a {kind} is said to be measured, and none is stored", there)
+                yield Fault(STATUS, f"the {kind} is said to be measured, and none is stored", there)
             yield from _of_metrics(place, measured, there, block)
         yield from _of_inner_products(block)
         for name in (RESIDUAL, OWNER_RESIDUAL):
@@ -127,15 +127,15 @@ def _of_metrics(place: int, measured: np.ndarray, filled: np.ndarray, block: Blo
     kind = block.kinds[place]
     found = {name: values for name in WHOLE if (values := block.metric(place, name)) is not None}
     for name, values in found.items():
-        yield Fault(METRICS, f"the {name} of a measured {kind} is missing", filled & np.isnan(values))
-        yield Fault(METRICS, f"there is a {name} of a {kind} that was not measured", ~measured & ~np.isnan(values))
-        yield Fault(METRICS, f"the {name} of a {kind} is negative", values < 0)
+        yield Fault(METRICS, f"the {name} of the measured {kind} is missing", filled & np.isnan(values))
+        yield Fault(METRICS, f"there is a {name} of the {kind}, which was not measured", ~measured & ~np.isnan(values))
+        yield Fault(METRICS, f"the {name} of the {kind} is negative", values < 0)
     if kind not in block.spectra or len(found) < len(WHOLE) or block.spectra[kind].shape[-1] == 0:
         return
     sigma = block.spectra[kind].astype(np.float64)
     usual = measured & (_is_usual(sigma[..., 0]) | _is_usual(found["frobenius"]))
     for name, wrong in _contradictions(sigma, found, block.keep):
-        yield Fault(METRICS, f"the {name} of a {kind} contradicts its singular values", usual & wrong)
+        yield Fault(METRICS, f"the {name} of the {kind} contradicts its singular values", usual & wrong)
 
 
 def _is_usual(size: np.ndarray) -> np.ndarray:

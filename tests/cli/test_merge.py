@@ -124,3 +124,12 @@ def test_what_is_about_one_run_asks_for_a_label(cli: Cli, merged_path: Path) -> 
     assert result.exit_code == 1
     assert "holds several runs" in result.stderr
     assert "--run" in result.stderr
+
+
+def test_what_only_one_of_the_runs_has_is_found(cli: Cli, merged_path: Path) -> None:
+    found = cli("query", merged_path, "new", "--metric", "nuclear", "--csv")
+    assert found.exit_code == 0
+    assert {line.partition(",")[0] for line in found.stdout.splitlines()[1:]} == {"two"}
+    nowhere = cli("query", merged_path, "nowhere", "--metric", "nuclear", "--csv")
+    assert nowhere.exit_code == 1
+    assert "nowhere" in nowhere.stderr
