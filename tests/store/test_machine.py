@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gradtrace.store import writer as writer_module
+from gradtrace.store.compact import compact
 from gradtrace.store.keys import Directory
 from gradtrace.store.lock import LOCK_KEY
 from gradtrace.store.opened import open_run
@@ -134,6 +135,15 @@ class Lives(RuleBasedStateMachine):
         self.rows = [row for row in self.rows if row.step < step]
         self.committed = len(self.rows)
         assert open_run(self.path).committed["steps"] == self.committed
+
+    @precondition(lambda self: self.writer is None)
+    @rule()
+    def compact(self) -> None:
+        """The archive holds what the run does, and the run can be gone on with."""
+        archive = self.folder / "archive"
+        compact(self.path, archive)
+        check(open_run(archive), self.rows)
+        shutil.rmtree(archive)
 
     # ------------------------------------------------------------------ what always holds
 
