@@ -133,7 +133,8 @@ def _of_metrics(place: int, measured: np.ndarray, filled: np.ndarray, block: Blo
     if kind not in block.spectra or len(found) < len(WHOLE) or block.spectra[kind].shape[-1] == 0:
         return
     sigma = block.spectra[kind].astype(np.float64)
-    usual = measured & (_is_usual(sigma[..., 0]) | _is_usual(found["frobenius"]))
+    first = sigma[..., 0]
+    usual = measured & ~np.isnan(first) & (_is_usual(first) | _is_usual(found["frobenius"]))
     for name, wrong in _contradictions(sigma, found, block.keep):
         yield Fault(METRICS, f"the {name} of the {kind} contradicts its singular values", usual & wrong)
 

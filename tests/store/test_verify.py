@@ -307,7 +307,7 @@ VALUES: dict[str, tuple[str, Callable[[np.ndarray], object], str]] = {
     "metric of nothing": (
         "w4/metrics",
         _one((1, 0, 3, 1, 2), 1),
-        "metrics: there is a stable_rank of the activation that",
+        "metrics: there is a stable_rank of the activation, which",
     ),
     "metric negative": ("w4/metrics", _metric("condition", -1), "metrics: the condition of the gradient is negative"),
     **{name: ("w4/metrics", _metric(name, 1.01), f"metrics: the {name} of the gradient contradicts") for name in WHOLE},
