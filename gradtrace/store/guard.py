@@ -17,6 +17,7 @@ from gradtrace.store.chunks import Packing
 from gradtrace.store.keys import ROOT_KEY, Directory, Keys
 
 MOST_JSON = 1 << 28  # bytes of a document
+AWAY = (PermissionError, ConnectionError, TimeoutError)  # what says nothing about what is there
 MOST_READ, MOST_CHUNKS = 1 << 32, 1 << 18  # bytes, and chunks, at a time
 
 
@@ -79,6 +80,8 @@ def check_file(folder: Path, key: str, most: int) -> None:
         found = os.stat(folder / key)
     except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:  # links that lead to each other
+        raise ValueError(f"{key} is no file ({error.strerror})") from error
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{key} is no file")
     if found.st_size > most:
@@ -96,6 +99,11 @@ def check_room(array: Any, key: Any) -> None:
     ]
     size = math.prod(map(len, spans)) * array.dtype.itemsize
     chunks = math.prod(1 + (len(s) and abs(s[-1] - s[0]) // n) for s, n in zip(spans, array.chunks, strict=False))
+    check_size(size, chunks)
+
+
+def check_size(size: int, chunks: int) -> None:
+    """None, or a MemoryError where so many bytes, or so many chunks, are more than is read at a time."""
     if size > MOST_READ or chunks > MOST_CHUNKS:
         raise MemoryError(f"{size} bytes in {chunks} chunks")
 

@@ -233,6 +233,9 @@ def test_what_is_no_file_is_not_waited_for(path: Path) -> None:
     chunk.unlink()
     os.mkfifo(chunk)
     assert not ends_well(path)
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    assert not ends_well(path)
     root = path / "zarr.json"
     root.unlink()
     os.mkfifo(root)
