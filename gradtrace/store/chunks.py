@@ -18,6 +18,7 @@ MOST_CHUNK = 1 << 29  # bytes of a chunk, unpacked
 MOST_TEXT = 1 << 26  # bytes of a chunk of names
 MOST_AXES, MOST_SIZE = 8, 1 << 48
 BLOSC_HEADER, CRC = 16, 4
+NOWHERE = 2**64 - 1  # where a chunk is that a shard lacks
 COMPRESSORS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
 SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 NUMBERS = ("float32", "float64", "int64", "uint8")
@@ -53,8 +54,13 @@ class Packing:
     def most(self) -> int:
         """The most bytes that can stand for a chunk."""
         if self.inner is not None:
-            return self._grid_size * (self.inner.most + 16) + CRC
+            return self._grid_size * self.inner.most + self.index_size
         return (MOST_TEXT if self.dtype == STRING else self.size) + BLOSC_HEADER + CRC
+
+    @property
+    def index_size(self) -> int:
+        """Bytes of a shard's index."""
+        return 16 * self._grid_size + CRC
 
     def check(self, data: bytes) -> None:
         """None, or a ValueError where unpacking would fail, or would take more memory than the chunk has."""
@@ -108,25 +114,29 @@ class Packing:
 
     def _places(self, data: bytes) -> list[tuple[int, int]]:
         """Of a shard, where each chunk begins and ends that is there."""
-        return [(start, start + length) for start, length in self._index(data).tolist() if start != 2**64 - 1]
+        return [(start, start + length) for start, length in self._index(data).tolist() if start != NOWHERE]
 
     def _index(self, data: bytes) -> np.ndarray:
-        """(chunks, 2): where each begins, and its length."""
-        size = 16 * self._grid_size + CRC
-        part = data[:size] if self.index_first else data[-size:]
-        if len(part) != size:
-            raise ValueError(f"it has {len(data)} bytes, which is not even its index")
-        body = Packing("uint8", (size - CRC,), checksum=True)._body(part)
+        part = data[: self.index_size] if self.index_first else data[-self.index_size :]
+        return self.check_index(part, len(data))
+
+    def check_index(self, part: bytes, size: int) -> np.ndarray:
+        """(chunks, 2): where each of a shard's chunks begins, and its length; a ValueError where there it has no
+        place. part: the bytes of the index. size: of the shard, or the most that it may have."""
+        if len(part) != self.index_size:
+            raise ValueError("it is too short to hold its index")
+        body = Packing("uint8", (len(part) - CRC,), checksum=True)._body(part)
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
-        there = index[index[:, 0] != 2**64 - 1]
-        if (there > len(data)).any() or (there.sum(axis=1) > len(data)).any():
-            raise ValueError("its index points beyond its end")
+        starts, lengths = index[(index != NOWHERE).any(axis=1)].T
+        first = self.index_size if self.index_first else 0
+        if (starts < first).any() or (starts > size).any() or (lengths > size - np.minimum(starts, size)).any():
+            raise ValueError("its index points beyond its chunks")
         return index
 
     def _unpack_shard(self, data: bytes, inner: Packing) -> np.ndarray:
         whole = np.full(self.shape, FILLS[self.dtype], self.dtype)
         for place, (start, length) in zip(np.ndindex(self._grid), self._index(data).tolist(), strict=True):
-            if start != 2**64 - 1:
+            if start != NOWHERE:
                 where = tuple(slice(i * size, (i + 1) * size) for i, size in zip(place, inner.shape, strict=True))
                 whole[where] = inner.unpack(data[start : start + length])
         return whole

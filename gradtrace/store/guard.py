@@ -42,21 +42,30 @@ class Guarded(WrapperStore[Store]):
         packing = self._packings.get(path)
         if self._folder is not None:
             check_file(self._folder, key, MOST_JSON if packing is None else packing.most)
-        if byte_range is not None:
-            packing = None if packing is None else _of_part(name, packing, byte_range)
+        if packing is not None and byte_range is not None:
+            return await self._part(key, prototype, byte_range, packing)
         found = await self._store.get(key, prototype, byte_range)
         if found is not None and packing is not None:
             check_chunk(name, packing, found.to_bytes())
         return found
 
-
-def _of_part(name: str, packing: Packing, part: ByteRequest) -> Packing | None:
-    """How the part of a shard is packed that zarr asks for; None for its index."""
-    if packing.inner is None or not isinstance(part, RangeByteRequest) or (packing.index_first and part.start == 0):
-        return None
-    if part.end - part.start > packing.inner.most:
-        raise ValueError(f"{name}: a chunk in it would have {part.end - part.start} bytes")
-    return packing.inner
+    async def _part(self, key: str, prototype: BufferPrototype, part: ByteRequest, packing: Packing) -> Buffer | None:
+        """The part of a shard that zarr asks for: its index, or a chunk in it."""
+        name = key.rpartition("/")[2]
+        if packing.inner is None:
+            raise ValueError(f"{name}: a part of it is asked for, and it is no shard")
+        if isinstance(part, RangeByteRequest) and not (packing.index_first and part.end == packing.index_size):
+            if part.end - part.start > packing.inner.most or (packing.index_first and part.start < packing.index_size):
+                raise ValueError(f"{name}: its index says that a chunk is at {part.start}:{part.end}")
+            found = await self._store.get(key, prototype, part)
+            if found is not None:
+                check_chunk(name, packing.inner, found.to_bytes())
+            return found
+        found = await self._store.get(key, prototype, part)
+        if found is not None:
+            size = None if self._folder is None else (self._folder / key).stat().st_size
+            packing.check_index(found.to_bytes(), packing.most if size is None else size)
+        return found
 
 
 def check_chunk(name: str, packing: Packing, data: bytes) -> None:

@@ -14,6 +14,7 @@ from gradtrace.store.metadata import STRING, ArraySpec, array_document
 from gradtrace.store.runs import RECORDED, WIDTHS, WIDTHS_OF_RUNS
 from gradtrace.store.schema import COMPONENT, PARAMETER, STEP, width_class
 from gradtrace.store.shards import RUN, Region
+from gradtrace.store.taken import dims_of
 
 Array = zarr.Array[Any]
 
@@ -26,7 +27,7 @@ class Series:
         self.members = dict(group.groups())
         arrays = dict(group.arrays())
         self.steps = np.asarray(arrays[STEP][...])
-        self.labels = {axis: _names(one) for axis, one in arrays.items() if _dims(one) == (axis,) and axis != STEP}
+        self.labels = {axis: _names(one) for axis, one in arrays.items() if dims_of(one) == (axis,) and axis != STEP}
         self.tables = {path: one for path, one in arrays.items() if path not in self.labels and path != STEP}
         self.places: dict[str, tuple[str, int, int]] = {}  # parameter -> width class, position, width
         for member, found in self.members.items():
@@ -142,9 +143,9 @@ class Stack:
         known = {STEP: np.searchsorted(self.steps, one.steps)}
         known |= {axis: np.array(places, dtype=int) for axis, places in one.positions(self.labels).items()}
         known |= {} if parameters is None else {PARAMETER: parameters}
-        sizes = zip(_dims(array), array.shape, strict=True)
+        sizes = zip(dims_of(array), array.shape, strict=True)
         places = [known[dim] if dim in (STEP, PARAMETER) else known.get(dim, np.arange(n))[:n] for dim, n in sizes]
-        starts = tuple(start if dim == PARAMETER else 0 for dim in _dims(array))
+        starts = tuple(start if dim == PARAMETER else 0 for dim in dims_of(array))
         return Piece(one.name, array, starts, tuple(places))
 
     def _content(self, name: str, pieces: Sequence[Sequence[Piece]], lengths: Mapping[str, int]) -> Content:
@@ -156,7 +157,7 @@ class Stack:
             **{axis: len(of) for axis, of in self.labels.items()},
             **lengths,
         }
-        dims = (RUN, *_dims(like))
+        dims = (RUN, *dims_of(like))
         spec = ArraySpec(f"{self.path}/{name}", dims, str(like.dtype), (1,) * len(dims), like.attrs.asdict())
         shape = tuple(known[dim] for dim in dims)
 
@@ -193,7 +194,3 @@ def _in_order(found: Iterable[Iterable[str]]) -> list[str]:
 
 def _names(array: Array) -> list[str]:
     return [str(name) for name in np.asarray(array[...])]
-
-
-def _dims(array: Array) -> tuple[str, ...]:
-    return tuple(cast("tuple[str, ...]", getattr(array.metadata, "dimension_names", None) or ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +13,7 @@ from gradtrace.errors import SelectionError, StoreError, nearest
 from gradtrace.store.guard import check_room
 from gradtrace.store.names import RESERVED
 from gradtrace.store.rows import Status
-from gradtrace.store.sanity import WIDTH_CLASS
+from gradtrace.store.sanity import LABELS, WIDTH_CLASS
 from gradtrace.store.schema import (
     COMPONENT,
     GROUP,
@@ -28,8 +28,9 @@ from gradtrace.store.schema import (
     metric_variable,
     status_variable,
 )
+from gradtrace.store.taken import Taken, dims_of
 
-BLOCK = 1 << 20  # steps read at a time
+FIRST_BLOCK, BLOCK = 1 << 10, 1 << 20  # steps, or names, read at a time, first and at most
 
 
 class Place(NamedTuple):
@@ -63,13 +64,12 @@ class Stream:
     @cached_property
     def steps(self) -> np.ndarray:
         """The optimizer step of each row, increasing."""
-        array, found = self._array(STEP), np.zeros(0, dtype=np.int64)
-        for start in range(0, array.shape[0], BLOCK):  # a shape that nothing stands behind is found out at once
-            block = self.load(array, slice(start, start + BLOCK))
-            if (np.diff(np.concatenate([found[-1:], block])) <= 0).any():
+        found = [np.zeros(0, dtype=np.int64)]
+        for block in self._gradually(self._array(STEP)):
+            if (np.diff(np.concatenate([found[-1][-1:], block])) <= 0).any():
                 raise self._damaged(f"the steps of {self.name!r} do not increase: chunks are missing or overwritten")
-            found = np.concatenate([found, block])
-        return found
+            found.append(block)
+        return np.concatenate(found)
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -124,14 +124,12 @@ class Stream:
         """(names, values) of a variable without components, one width class after another: (step, parameter, ...)."""
         for member, variables in self._members.items():
             if variable in variables:
-                found = variables[variable]
-                values = self.load(found.array, (Ellipsis, *found.at))
-                yield self._names(f"{member}/{PARAMETER}"), self._coded(found, values)
+                found, names = variables[variable], self._names(f"{member}/{PARAMETER}")
+                yield names, self._coded(found, self.load(found.array, (Ellipsis, *found.at)))
 
     def load(self, array: zarr.Array[Any], key: Any) -> np.ndarray:
         """`array[key]`, or a StoreError that names the array whose bytes cannot be read."""
-        if len(array.shape) > 1:
-            _ = self.steps  # which tell whether there are so many rows
+        self._check_axes(array)
         try:
             check_room(array, key)
             return np.asarray(array[key])
@@ -147,6 +145,12 @@ class Stream:
                 f"{self._path!r} is damaged: {array.path!r} cannot be read ({type(error).__name__}: {error}). "
                 "Other parameters and steps may still be readable; restore the run from a copy."
             ) from error
+
+    def _check_axes(self, array: zarr.Array[Any] | Taken) -> None:
+        """A StoreError where an array of several axes has not as many steps, or names, as it says."""
+        dims = dims_of(array)
+        for dim in dims if len(dims) > 1 else ():
+            _ = self.steps if dim == STEP else self._names(dim) if dim in LABELS else None
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(f"{self._path!r} is damaged: {what}. Restore the run from a copy.")
@@ -174,7 +178,7 @@ class Stream:
         group = cast("zarr.Group", self._group[member])
         found: list[tuple[str, Variable]] = []
         for name, array in sorted(group.arrays()):
-            dims = tuple(cast("Iterable[str]", getattr(array.metadata, "dimension_names", None) or ()))
+            dims = dims_of(array)
             rest = tuple(dim for dim in dims if dim not in (PARAMETER, KIND, METRIC))
             for k, kind in enumerate(kinds if KIND in dims else ()):
                 if name == STATUS:
@@ -192,11 +196,21 @@ class Stream:
     def _names(self, path: str) -> tuple[str, ...]:
         """A coordinate of names, each there once."""
         if path not in self._known:
-            names = tuple(map(str, self._values(path)))
-            if len(set(names)) != len(names):
-                raise self._damaged(f"the names in {self._array(path).path!r} are not all different")
-            self._known[path] = names
+            array, names = self._array(path), dict[str, None]()
+            for block in self._gradually(array):
+                expected = len(names) + len(block)
+                names |= dict.fromkeys(map(str, block))
+                if len(names) < expected:
+                    raise self._damaged(f"the names in {array.path!r} are not all different")
+            self._known[path] = tuple(names)
         return self._known[path]
+
+    def _gradually(self, array: zarr.Array[Any]) -> Iterator[np.ndarray]:
+        """The values of a coordinate, in growing blocks: where nothing stands behind its shape, the first ones tell."""
+        start, size = 0, FIRST_BLOCK
+        while start < array.shape[0]:
+            yield self.load(array, slice(start, start + size))
+            start, size = start + size, min(2 * size, BLOCK)
 
     def _values(self, path: str) -> np.ndarray:
         return self.load(self._array(path), Ellipsis)

@@ -17,11 +17,11 @@ class Taken:
     """
 
     def __init__(self, array: zarr.Array[Any], chosen: Mapping[str, np.ndarray | int]) -> None:
-        names = getattr(array.metadata, "dimension_names", None) or ()
+        names = dims_of(array)
         self._array = array
         self._places = [chosen.get(name, np.arange(n)) for name, n in zip(names, array.shape, strict=True)]
         kept = [axis for axis, places in enumerate(self._places) if isinstance(places, np.ndarray)]
-        self.dims = tuple(str(names[axis]) for axis in kept)
+        self.dims = tuple(names[axis] for axis in kept)
         self.shape = tuple(np.size(self._places[axis]) for axis in kept)
         self.chunks = tuple(array.chunks[axis] for axis in kept)
         self.path, self.dtype = array.path, np.dtype(array.dtype)
@@ -36,6 +36,13 @@ class Taken:
             if len(at) != span.stop - span.start or (np.diff(at) != 1).any():
                 found = found.take(at - span.start, axis)
         return found[tuple(slice(None) if np.ndim(at) else 0 for at in places)]
+
+
+def dims_of(array: zarr.Array[Any] | Taken) -> tuple[str, ...]:
+    """The names of its dimensions."""
+    if isinstance(array, Taken):
+        return array.dims
+    return tuple(str(name) for name in getattr(array.metadata, "dimension_names", None) or ())
 
 
 def _whole(key: tuple[Any, ...], ndim: int) -> list[Any]:

@@ -11,10 +11,10 @@ from gradtrace.store.keys import Keys
 from gradtrace.store.lock import writer_of
 from gradtrace.store.reader import root_of
 from gradtrace.store.runs import RUNS, checked_runs
-from gradtrace.store.sanity import flaws
+from gradtrace.store.sanity import Members, flaws
 from gradtrace.store.schema import SCHEMA
 from gradtrace.store.snapshot import is_later
-from gradtrace.store.verify_blocks import Blocks
+from gradtrace.store.verify_blocks import Blocks, Index
 from gradtrace.store.verify_metadata import left_over, own_findings
 from gradtrace.store.verify_values import stream_findings
 
@@ -54,8 +54,7 @@ def findings(keys: Keys, document: Mapping[str, Any], *, written: bool) -> Itera
     members = document["consolidated_metadata"]["metadata"]
     yield from own_findings(keys, members, closed=attributes["closed"])
     if RUNS in attributes:
-        for path, member in members.items():
-            yield from _unreadable(keys, path, member)
+        yield from _unreadable(keys, members)
     else:
         for path in attributes["committed"]:
             yield from stream_findings(keys, members, attributes, path)
@@ -74,12 +73,26 @@ def _root_flaws(keys: Keys, document: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(DAMAGE, f"what it says of the runs in it is wrong: {error}", "Merge the runs again.")
 
 
-def _unreadable(keys: Keys, path: str, member: Mapping[str, Any]) -> Iterator[Finding]:
-    """Chunks of merged runs that cannot be read: their checksums tell whether they are as they were written."""
-    if member["node_type"] == "array":
-        blocks = Blocks(keys, path, member)
-        for start in range(0, blocks.shape[0], blocks.chunks[0]):
-            blocks.rows(start, min(start + blocks.chunks[0], blocks.shape[0]))
+def _unreadable(keys: Keys, members: Members) -> Iterator[Finding]:
+    """Chunks of merged runs that cannot be read: their checksums tell whether they are as they were written.
+
+    Where a step or a name is missing, nothing tells how much there is, and nothing else is looked at.
+    """
+    arrays = {path: Blocks(keys, path, one) for path, one in members.items() if one["node_type"] == "array"}
+    for path, blocks in arrays.items():
+        if members[path]["dimension_names"] == [path.rpartition("/")[2]]:
+            blocks.until_lost()
+            for index in blocks.lost:
+                yield _of_merged(blocks, index, "is missing")
+    if any(blocks.lost for blocks in arrays.values()):
+        return
+    for blocks in arrays.values():
+        blocks.read()
         for index, why in sorted(blocks.bad.items()):
-            what = f"the chunk {blocks.key(index).rpartition('/')[2]} cannot be read: {why}"
-            yield Finding(DAMAGE, what, "Merge the runs again.", array=path, key=blocks.key(index))
+            yield _of_merged(blocks, index, f"cannot be read: {why}")
+
+
+def _of_merged(blocks: Blocks, index: Index, what: str) -> Finding:
+    key = blocks.key(index)
+    what = f"the chunk {key.rpartition('/')[2]} {what}"
+    return Finding(DAMAGE, what, "Merge the runs again.", array=blocks.path, key=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -58,9 +59,23 @@ class Blocks:
         ]
         return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:]), self._dtype)
 
-    def whole(self) -> np.ndarray:
-        """All rows."""
-        return self.rows(0, self.shape[0])
+    def until_lost(self) -> np.ndarray:
+        """The rows before the first row of chunks that lacks one, of an array that has all of them."""
+        found: list[np.ndarray] = []
+        for start in range(0, self.shape[0], self.chunks[0]):
+            rows = self.rows(start, min(start + self.chunks[0], self.shape[0]))
+            if self.lost:
+                break
+            found.append(rows)
+        return np.concatenate(found) if found else self.rows(0, 0)
+
+    def read(self) -> None:
+        """Reads every chunk and keeps none: what is wrong with them is then in `bad` and `lost`."""
+        grid = [range(math.ceil(size / chunk)) for size, chunk in zip(self.shape, self.chunks, strict=True)]
+        indices = itertools.product(*grid)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while some := list(itertools.islice(indices, AT_ONCE)):
+                list(pool.map(self._chunk, some))
 
     def is_bad(self, start: int, stop: int) -> bool:
         """Whether a chunk of these rows cannot be read."""

@@ -108,11 +108,13 @@ def stream_findings(keys: Keys, members: Members, about: Mapping[str, Any], path
     yield from _steps(stream)
     named = list(_labels(stream, "", LABELS))
     yield from named or _label_contents(stream)
-    tables = {name: stream.blocks(name) for name in PER_STEP if name != STEP}
-    values = {name: blocks.whole() for name, blocks in tables.items()}
+    rows = len(stream.steps)
+    tables = {name: stream.blocks(name) for name, (dims, _) in PER_STEP.items() if dims == (STEP,) or not named}
+    del tables[STEP]
+    values = {name: blocks.rows(0, rows) for name, blocks in tables.items()}
     for blocks in tables.values():
         yield from stream.bad(blocks)
-    if not tables["n_samples"].bad and not named:
+    if not named and not tables["n_samples"].bad:
         stream.n_samples = values["n_samples"]
         stream.note("n_samples", "it is negative", stream.n_samples < 0)
         hidden = np.zeros(len(stream.n_samples), bool)
@@ -126,18 +128,25 @@ def stream_findings(keys: Keys, members: Members, about: Mapping[str, Any], path
 
 
 def _steps(stream: _Stream) -> Iterator[Finding]:
+    """What is wrong with the steps. Those that increase, before the first that is missing, are kept: they tell which
+    rows there are, and what nothing stands behind is not looked for."""
     blocks = stream.blocks(STEP)
-    stream.steps = steps = blocks.whole()
+    stream.steps = steps = blocks.until_lost()
     yield from stream.bad(blocks)
+    yield from _missing(stream, blocks, STEP, _remedy(len(steps)), row=len(steps))
     wrong = np.flatnonzero(np.diff(steps) <= 0)
-    for index in sorted(blocks.lost):
-        row = index[0] * blocks.chunks[0]
-        what = f"the chunk {blocks.key(index).rpartition('/')[2]} is missing"
-        yield Finding(DAMAGE, what, _remedy(row), stream=stream.path, array=STEP, row=row, key=blocks.key(index))
-    if len(wrong) and not blocks.bad and not blocks.lost:
+    if len(wrong) and not blocks.bad:
         row = int(wrong[0]) + 1
         what = f"steps do not increase: {steps[row - 1]} is followed by {steps[row]}"
+        stream.steps = steps[:row]
         yield Finding(DAMAGE, what, CUT, stream=stream.path, array=STEP, row=row)
+
+
+def _missing(stream: _Stream, blocks: Blocks, array: str, remedy: str, *, row: int | None = None) -> Iterator[Finding]:
+    """The chunk that was found to be missing from an array that has all of them."""
+    for index in blocks.lost:
+        what = f"the chunk {blocks.key(index).rpartition('/')[2]} is missing"
+        yield Finding(DAMAGE, what, remedy, stream=stream.path, array=array, row=row, key=blocks.key(index))
 
 
 def _epochs(stream: _Stream, epochs: np.ndarray) -> Iterator[Finding]:
@@ -157,11 +166,9 @@ def _labels(stream: _Stream, below: str, names: Sequence[str]) -> Iterator[Findi
     """What is wrong with coordinates of names, which are read into the stream's labels."""
     for name in names:
         blocks = stream.blocks(f"{below}{name}")
-        found = stream.labels[f"{below}{name}"] = list(map(str, blocks.whole()))
+        found = stream.labels[f"{below}{name}"] = list(map(str, blocks.until_lost()))
         yield from stream.bad(blocks)
-        for index in sorted(blocks.lost):
-            what = f"the chunk {blocks.key(index).rpartition('/')[2]} is missing"
-            yield Finding(DAMAGE, what, RESTORE, stream=stream.path, array=f"{below}{name}", key=blocks.key(index))
+        yield from _missing(stream, blocks, f"{below}{name}", RESTORE)
         twice = [label for label, times in Counter(found).items() if times > 1 or not label]
         if twice and not blocks.bad and not blocks.lost:
             what = f"the name {twice[0]!r} is there twice" if twice[0] else "a name is empty"
@@ -200,7 +207,9 @@ def _class(stream: _Stream, member: str, hidden: np.ndarray) -> Iterator[Finding
     if unknown and not wrong:
         what = f"it names {unknown[0]!r}, which is not among the run's parameters"
         wrong.append(Finding(DAMAGE, what, RESTORE, stream=stream.path, array=f"{member}/{PARAMETER}"))
-    yield from wrong
+    if wrong:
+        yield from wrong
+        return
     there = [*PER_PARAMETER, METRICS, *stream.about["kinds"]]
     arrays = {n: stream.blocks(f"{member}/{n}") for n in there if f"{stream.path}/{member}/{n}" in stream.members}
     per_row = sum(math.prod(blocks.shape[1:]) for blocks in arrays.values())
