@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gradtrace.planning.planned import Plan
     from gradtrace.recorder import Recorder
     from gradtrace.recording import record
-    from gradtrace.store.opened import open_run
-    from gradtrace.store.reader import Run
+    from gradtrace.store.reading.opened import open_run
+    from gradtrace.store.reading.reader import Run
 
 __version__ = "0.1.0"
 
@@ -26,8 +26,8 @@ _HOMES = {
     "OpGraph": "gradtrace.graph",
     "Plan": "gradtrace.planning.planned",
     "Recorder": "gradtrace.recorder",
-    "Run": "gradtrace.store.reader",
-    "open_run": "gradtrace.store.opened",
+    "Run": "gradtrace.store.reading.reader",
+    "open_run": "gradtrace.store.reading.opened",
     "plan": "gradtrace.planning.plan",
     "record": "gradtrace.recording",
     "spectra": "gradtrace.measure",

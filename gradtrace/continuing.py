@@ -7,8 +7,8 @@ from typing import Any
 
 from gradtrace.cadence import Cadence, checked_cadence
 from gradtrace.errors import StoreError
-from gradtrace.store.checks import stream_path
-from gradtrace.store.past import Past
+from gradtrace.store.writing.checks import stream_path
+from gradtrace.store.writing.past import Past
 
 GROUPINGS = "groupings"  # the attribute of a run that says how samples are grouped
 

@@ -62,7 +62,7 @@ def grad_and_spectra(
 
     @torch.compiler.disable  # a compiler would trace what watches the calls
     def run(args: tuple[Any, ...], kwargs: dict[str, Any], groups: Any) -> tuple[Any, Any]:
-        from gradtrace.store.tree import tree_of
+        from gradtrace.store.reading.tree import tree_of
 
         _check_surroundings(pytree.tree_leaves((args, kwargs)))
         call = _Call(plan, args, kwargs, groups)

@@ -59,7 +59,7 @@ def spectra(
     The model, its buffers, its gradients and the random state are left as they were.
     Raises `GradtraceError` subclasses that say what to do. *Source*: Baker, Calhoun & Plis 2024, arXiv:2406.11825.
     """
-    from gradtrace.store.tree import tree_of
+    from gradtrace.store.reading.tree import tree_of
 
     settings = Settings(checked_kinds(kinds), sample_dim, checked_coupling(coupling))
     session = traced(model, inputs, groups, parameters, settings, adapters, loss_fn)

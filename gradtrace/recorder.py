@@ -28,7 +28,7 @@ from gradtrace.selection import select
 from gradtrace.session import Session, constants_of
 from gradtrace.settings import Recording
 from gradtrace.sink import Sink
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from gradtrace.survey import Memory
 
 TRACING = ("survey", "reduce", "decompose", "waited")  # parts of the cost for which the training waits

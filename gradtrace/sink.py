@@ -9,7 +9,7 @@ from typing import Any
 from gradtrace.errors import StoreError, StoreWarning
 from gradtrace.store.rows import ParameterInfo, StepRow
 from gradtrace.store.schema import MAIN_STREAM
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 
 
 class Sink:

@@ -14,7 +14,7 @@ import gradtrace as gt
 import gradtrace.recording
 from gradtrace.cadence import Cadence
 from gradtrace.errors import CaptureError
-from gradtrace.store.summary import run_summary
+from gradtrace.store.queries.summary import run_summary
 
 LABELS = ["SZ", "HC", "SZ", "SZ", "HC"]
 

@@ -21,7 +21,7 @@ def command(run: str, out: str) -> None:
     """
     from gradtrace.cli.copying import copying, told
     from gradtrace.cli.output import note
-    from gradtrace.store.compact import compact
+    from gradtrace.store.archives.compact import compact
 
     with copying() as progress:
         done = compact(run, out, progress=progress)

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from gradtrace.store.archive import Size
+    from gradtrace.store.archives.archive import Size
 
 
 @contextmanager

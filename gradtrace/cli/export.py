@@ -48,9 +48,9 @@ def command(
     gradtrace export run.zarr metrics.parquet --table metrics --group 'diagnosis=*'
     gradtrace export run.zarr spectra.csv.gz 'fc1.*' --table spectra --kind gradient --components 10
     """
-    from gradtrace.store.export import Export, format_of
-    from gradtrace.store.place import keys_at
-    from gradtrace.store.selection import Query
+    from gradtrace.store.places.place import keys_at
+    from gradtrace.store.queries.selection import Query
+    from gradtrace.store.tables.export import Export, format_of
 
     chosen, named = tuple(dict.fromkeys(tables)) or TABLES, format_of(out)
     single = len(chosen) == 1

@@ -24,9 +24,9 @@ def command(run: str, label: str | None, output_format: str, output_path: Path |
 
     With --json one nested object, otherwise rows of section, name and value.
     """
-    from gradtrace.store.place import keys_at
-    from gradtrace.store.snapshot import consistent
-    from gradtrace.store.summary import run_summary
+    from gradtrace.store.places.place import keys_at
+    from gradtrace.store.queries.summary import run_summary
+    from gradtrace.store.reading.snapshot import consistent
 
     summary = consistent(keys_at(run), lambda snapshot: run_summary(snapshot.run), label)
     output = Output(output_format, output_path)

@@ -35,10 +35,10 @@ def command(
     `steps` counts the steps in which any group was measured, `groups` the groups that ever were, `components` the
     singular values kept. PATTERN selects parameters, as in `gradtrace query`.
     """
-    from gradtrace.store.place import keys_at
-    from gradtrace.store.selection import matching
-    from gradtrace.store.snapshot import Snapshot, consistent
-    from gradtrace.store.summary import parameter_rows
+    from gradtrace.store.patterns import matching
+    from gradtrace.store.places.place import keys_at
+    from gradtrace.store.queries.summary import parameter_rows
+    from gradtrace.store.reading.snapshot import Snapshot, consistent
 
     def look(snapshot: Snapshot) -> list[dict[str, Any]]:
         wanted = set(matching("parameter", patterns, snapshot.run.parameters))

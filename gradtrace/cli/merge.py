@@ -24,7 +24,7 @@ def command(runs: tuple[str, ...], out: str) -> None:
     """
     from gradtrace.cli.copying import copying, told
     from gradtrace.cli.output import note
-    from gradtrace.store.merge import merge
+    from gradtrace.store.archives.merge import merge
 
     sources = _labelled(runs)
     with copying() as progress:

@@ -41,7 +41,7 @@ class Output:
         """The number of rows written."""
         if self.format != PARQUET:
             return self.follow(columns, [rows])
-        from gradtrace.store.parquet import write_rows
+        from gradtrace.store.tables.parquet import write_rows
 
         counted = _Counted(rows)
         with self._refusals():

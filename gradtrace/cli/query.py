@@ -18,12 +18,12 @@ from gradtrace.cli.selecting import names, selection_options
 from gradtrace.errors import SelectionError
 
 if TYPE_CHECKING:
-    from gradtrace.store.follow import Follower
-    from gradtrace.store.keys import Keys
-    from gradtrace.store.query import Record
-    from gradtrace.store.reader import Run
-    from gradtrace.store.selection import Query, Selected
-    from gradtrace.store.snapshot import Snapshot
+    from gradtrace.store.places.keys import Keys
+    from gradtrace.store.queries.follow import Follower
+    from gradtrace.store.queries.query import Record
+    from gradtrace.store.queries.selection import Query, Selected
+    from gradtrace.store.reading.reader import Run
+    from gradtrace.store.reading.snapshot import Snapshot
 
 TABLE_COMPONENTS = 5
 HELD = 4096  # records that are read before the first is written: up to there, a run that is rewound is read again
@@ -64,8 +64,8 @@ def command(
     gradtrace query run.zarr --metric cosine --json
     gradtrace query run.zarr --metric frobenius --follow --format jsonl
     """
-    from gradtrace.store.place import keys_at
-    from gradtrace.store.selection import Query
+    from gradtrace.store.places.place import keys_at
+    from gradtrace.store.queries.selection import Query
 
     if asked["metrics"] and asked["components"]:
         raise click.UsageError("--components counts singular values and --metric asks for metrics; give one of them.")
@@ -85,8 +85,8 @@ def command(
 
 def _print(output: Output, keys: Keys, query: Query, runs: Sequence[str]) -> int:
     """The number of rows written: side by side for people, one value a row for programs; of merged runs, of each."""
-    from gradtrace.store.opened import labels
-    from gradtrace.store.snapshot import consistent
+    from gradtrace.store.reading.opened import labels
+    from gradtrace.store.reading.snapshot import consistent
 
     columns, rows, empty = dict[str, None](), list[Iterator[dict[str, Any]]](), list[str | None]()
     failures: list[SelectionError] = []
@@ -114,8 +114,8 @@ def _print(output: Output, keys: Keys, query: Query, runs: Sequence[str]) -> int
 
 def _begin(snapshot: Snapshot, *, query: Query, whole: bool) -> tuple[Run, Selected, Iterator[Record]]:
     """What is selected, and its records: all of them, or, where there may be many, the first ones read already."""
-    from gradtrace.store.query import records
-    from gradtrace.store.selection import select
+    from gradtrace.store.queries.query import records
+    from gradtrace.store.queries.selection import select
 
     selected = select(snapshot.run, query)
     found = records(selected, snapshot.whole) if selected.empty is None else iter(())
@@ -124,7 +124,7 @@ def _begin(snapshot: Snapshot, *, query: Query, whole: bool) -> tuple[Run, Selec
 
 def _follow(output: Output, keys: Keys, query: Query, timeout: float | None) -> int:
     """The number of rows written until no more can come."""
-    from gradtrace.store.follow import Follower
+    from gradtrace.store.queries.follow import Follower
 
     if query.last_step_only:
         note("Showing the last step, then every step as it is committed; choose others by --step first:last.")

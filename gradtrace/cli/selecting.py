@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from gradtrace.store.selection import Span
+    from gradtrace.store.queries.selection import Span
 
 
 class SpanType(click.ParamType):
@@ -18,7 +18,7 @@ class SpanType(click.ParamType):
     name = "first:last"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Span:
-        from gradtrace.store.selection import Span
+        from gradtrace.store.queries.selection import Span
 
         first, colon, last = str(value).partition(":")
         try:

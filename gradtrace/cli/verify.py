@@ -13,7 +13,7 @@ from gradtrace.cli import FAILURE
 from gradtrace.cli.output import Output, note, output_options
 
 if TYPE_CHECKING:
-    from gradtrace.store.finding import Finding
+    from gradtrace.store.checking.finding import Finding
 
 COLUMNS = ("severity", "stream", "array", "steps", "what", "remedy")
 
@@ -37,10 +37,10 @@ def command(ctx: click.Context, run: str, mend: bool, output_format: str, output
     gradtrace verify run.zarr
     gradtrace verify run.zarr --repair
     """
-    from gradtrace.store.finding import DAMAGE
-    from gradtrace.store.place import keys_at
-    from gradtrace.store.repair import repair
-    from gradtrace.store.verify import verify
+    from gradtrace.store.checking.finding import DAMAGE
+    from gradtrace.store.checking.repair import repair
+    from gradtrace.store.checking.verify import verify
+    from gradtrace.store.places.place import keys_at
 
     keys = keys_at(run)
     if mend:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradtrace.store.metadata import STRING
-from gradtrace.store.schema import FILLS
+from gradtrace.store.schema import FILLS, STRING
 
 MOST_CHUNK = 1 << 29  # bytes of a chunk, unpacked
 MOST_TEXT = 1 << 26  # bytes of a chunk of names

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradtrace.errors import StoreError
-from gradtrace.store.schema import FILLS
+from gradtrace.store.schema import FILLS, STRING
 
-STRING = "string"
 _SEPARATOR = "."  # chunk keys c.0.1.2: one directory per array rather than one per chunk row
 
 
@@ -34,13 +33,12 @@ class ArraySpec:
 
 def array_document(spec: ArraySpec, shape: tuple[int, ...]) -> dict[str, Any]:
     """The zarr.json of an array, as of the zarr v3 specification."""
-    fill = "" if spec.dtype == STRING else FILLS[spec.dtype]
     return {
         "shape": list(shape),
         "data_type": spec.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.chunks)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": _SEPARATOR}},
-        "fill_value": "NaN" if isinstance(fill, float) and math.isnan(fill) else fill,
+        "fill_value": fill_value(spec.dtype),
         "codecs": _codecs(spec.dtype),
         "attributes": dict(spec.attributes),
         "dimension_names": list(spec.dims),
@@ -48,6 +46,12 @@ def array_document(spec: ArraySpec, shape: tuple[int, ...]) -> dict[str, Any]:
         "node_type": "array",
         "storage_transformers": [],
     }
+
+
+def fill_value(dtype: str) -> Any:
+    """The fill value of arrays of this type, as JSON has it."""
+    fill = FILLS[dtype]
+    return "NaN" if isinstance(fill, float) and math.isnan(fill) else fill
 
 
 def _codecs(dtype: str) -> list[dict[str, Any]]:

@@ -30,10 +30,18 @@ PROBES = "probes"
 STEP, PARAMETER, GROUP, GROUP_OTHER, COMPONENT = "step", "parameter", "group", "group_other", "component"
 KIND, METRIC, SCALAR, PART = "kind", "metric", "scalar", "part"
 METRICS = "metrics"
+RUN = "run"  # the first dimension of the arrays of merged runs
 
 INNER_PRODUCT, RESIDUAL, OWNER_RESIDUAL, STATUS = "inner_product", "residual", "owner_residual", "status"
 
-FILLS: dict[str, float | int] = {"float32": math.nan, "float64": math.nan, "int64": 0, "uint8": Status.GROUP_ABSENT}
+STRING = "string"  # the type of names
+FILLS: Mapping[str, Any] = {
+    "float32": math.nan,
+    "float64": math.nan,
+    "int64": 0,
+    "uint8": Status.GROUP_ABSENT,
+    STRING: "",
+}
 
 SERIES_CHUNK = 16384  # rows of step, loss and epoch in one chunk: many small chunks make opening slow
 TABLE_CHUNK = (4096, 16)  # rows x names of n_samples, scalars and cost

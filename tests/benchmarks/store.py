@@ -23,7 +23,7 @@ import numpy as np
 
 from gradtrace.metrics import METRICS, WHOLE
 from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, StepRow
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 
 GROUPS = ("all", "diagnosis=HC", "diagnosis=SZ", "diagnosis=<missing>")
 VALUES = 64

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from gradtrace.cli import main
 from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, StepRow
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos, parameter_row, step_row
 
 COST = {"reduce": 0.5, "decompose": 0.25, "step": 2.0, "plain": 2.5, "period": 3.5}

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradtrace.cli import main
-from gradtrace.store.keys import Directory
-from gradtrace.store.opened import open_run
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.reading.opened import open_run
 from tests.store.alike import assert_alike
 
 Cli = Callable[..., Result]

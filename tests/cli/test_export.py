@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from gradtrace.cli import main
 from gradtrace.cli.export import FORMATS, TABLES, command
-from gradtrace.store import export, tables
+from gradtrace.store.tables import export, tables
 
 Cli = Callable[..., Result]
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -133,7 +133,7 @@ def test_without_pyarrow_it_says_what_to_install(shell: Shell, run_path: Path, t
 def test_a_query_writes_the_same_rows_as_parquet(
     cli: Cli, run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
-    monkeypatch.setattr("gradtrace.store.parquet.BATCH", 7)  # of which some have nothing but None in a column
+    monkeypatch.setattr("gradtrace.store.tables.parquet.BATCH", 7)  # of which some have nothing but None in a column
     target = tmp_path / "x.parquet"
     result = cli("query", run_path, *asked, "--format", "parquet", "-o", target)
     assert result.exit_code == 0

@@ -18,13 +18,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradtrace.cli import main
-from gradtrace.store.follow import Follower
-from gradtrace.store.keys import Directory
-from gradtrace.store.lock import LOCK_KEY
-from gradtrace.store.query import Record
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.places.lock import LOCK_KEY
+from gradtrace.store.queries.follow import Follower
+from gradtrace.store.queries.query import Record
+from gradtrace.store.queries.selection import Query, Span
 from gradtrace.store.rows import KINDS, StepRow
-from gradtrace.store.selection import Query, Span
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos, step_row
 
 Cli = Callable[..., Result]
@@ -34,7 +34,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "cli-query.md"
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradtrace.store.follow.POLL", 0.01)
+    monkeypatch.setattr("gradtrace.store.queries.follow.POLL", 0.01)
 
 
 def new_writer(path: Path, **options: object) -> RunWriter:
@@ -308,7 +308,7 @@ def test_a_resume_that_gives_nothing_up_is_not_told(tmp_path: Path) -> None:
 def test_a_rewind_while_its_rows_are_read_gives_none_of_them_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradtrace.store.query.BLOCK_VALUES", 1)  # a step at a time
+    monkeypatch.setattr("gradtrace.store.queries.query.BLOCK_VALUES", 1)  # a step at a time
     path, told = tmp_path / "run.zarr", list[str]()
     follower = Follower(Directory(path), Query(metrics=["sigma1"], kinds=["gradient"]), tell=told.append)
     writer = new_writer(path)

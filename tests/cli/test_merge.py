@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradtrace.cli import main
-from gradtrace.store.merged import open_merged
-from gradtrace.store.opened import open_run
-from gradtrace.store.place import keys_at
+from gradtrace.store.places.place import keys_at
+from gradtrace.store.reading.merged import open_merged
+from gradtrace.store.reading.opened import open_run
 from gradtrace.store.rows import KINDS
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.alike import assert_alike
 from tests.store.samples import infos, step_row
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from gradtrace.metrics import RANK_RULE
-from gradtrace.store.selection import matching
+from gradtrace.store.queries.selection import matching
 from tests.store.samples import parameter_row
 
 Cli = Callable[..., Result]

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradtrace.cli import main
-from gradtrace.store.opened import open_run
+from gradtrace.store.reading.opened import open_run
 from tests.store.sound import lay_out
 
 Cli = Callable[..., Result]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradtrace.store.reader import Run
-from gradtrace.store.stream import Stream
+from gradtrace.store.reading.reader import Run
+from gradtrace.store.reading.stream import Stream
 
 
 def assert_alike(one: Run, other: Run) -> None:

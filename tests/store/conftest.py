@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gradtrace.store.rows import KINDS
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos
 
 

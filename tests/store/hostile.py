@@ -15,11 +15,11 @@ from click.testing import CliRunner
 
 from gradtrace.cli import main
 from gradtrace.errors import SelectionError, StoreError
-from gradtrace.store.keys import Memory
-from gradtrace.store.opened import open_run
-from gradtrace.store.place import keys_at
-from gradtrace.store.reader import Run
-from gradtrace.store.verify import verify
+from gradtrace.store.checking.verify import verify
+from gradtrace.store.places.keys import Memory
+from gradtrace.store.places.place import keys_at
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.reader import Run
 from tests.store.sound import make
 
 SECONDS, BYTES = 20.0, 400 << 20  # that looking at a run of some kilobytes may take

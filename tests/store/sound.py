@@ -13,15 +13,15 @@ import numpy as np
 from numcodecs.blosc import Blosc
 
 from gradtrace.metrics import METRICS, WHOLE
+from gradtrace.store.checking.finding import DAMAGE, Finding
+from gradtrace.store.checking.repair import repair
+from gradtrace.store.checking.verify import verify
 from gradtrace.store.chunks import Packing
-from gradtrace.store.column import _encode_strings
-from gradtrace.store.finding import DAMAGE, Finding
-from gradtrace.store.keys import Directory, Keys, Memory
-from gradtrace.store.reader import Run, open_keys
-from gradtrace.store.repair import repair
+from gradtrace.store.places.keys import Directory, Keys, Memory
+from gradtrace.store.reading.reader import Run, open_keys
 from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, StepRow
-from gradtrace.store.verify import verify
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.column import _encode_strings
+from gradtrace.store.writing.writer import RunWriter
 
 WIDTHS = {"bias": 1, "fc.weight": 3, "conv/weight ü": 7}
 KEEP = 5  # the spectra of the last one are cut

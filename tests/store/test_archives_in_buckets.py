@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from gradtrace.errors import StoreError
-from gradtrace.store import shards
-from gradtrace.store.bucket import Bucket
-from gradtrace.store.compact import compact
-from gradtrace.store.keys import ROOT_KEY
-from gradtrace.store.merge import merge
-from gradtrace.store.merged import open_merged
-from gradtrace.store.opened import open_run
-from gradtrace.store.place import keys_at
+from gradtrace.store.archives import shards
+from gradtrace.store.archives.compact import compact
+from gradtrace.store.archives.merge import merge
+from gradtrace.store.places.bucket import Bucket
+from gradtrace.store.places.keys import ROOT_KEY
+from gradtrace.store.places.place import keys_at
+from gradtrace.store.reading.merged import open_merged
+from gradtrace.store.reading.opened import open_run
 from tests.store.alike import assert_alike
 from tests.store.test_buckets import environment, new_writer, server, url, write
 

@@ -12,9 +12,9 @@ import pytest
 import zarr
 
 from gradtrace.errors import SelectionError, StoreError
-from gradtrace.store.opened import open_run
-from gradtrace.store.selection import Query, select
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.queries.selection import Query, select
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import step_row
 
 Make = Callable[..., RunWriter]
@@ -108,7 +108,7 @@ def test_a_truncated_chunk_is_named(run_path: Path) -> None:
 
 
 def test_a_lost_chunk_of_values_is_noticed_by_queries(run_path: Path) -> None:
-    from gradtrace.store.query import records
+    from gradtrace.store.queries.query import records
 
     next((run_path / "steps" / "w16" / "gradient").glob("c.1.*")).unlink()
     selected = select(open_run(run_path), Query(kinds=["gradient"]))

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from gradtrace.errors import StoreError
 from gradtrace.metrics import WHOLE
-from gradtrace.store.finding import DAMAGE
-from gradtrace.store.keys import Memory
+from gradtrace.store.checking.finding import DAMAGE
+from gradtrace.store.checking.verify import verify
+from gradtrace.store.places.keys import Memory
 from gradtrace.store.rows import KINDS, Status
-from gradtrace.store.verify import verify
 from tests.store.sound import KEEP, WIDTHS, contents, intact, intact_contents
 
 UNSEEN = ("loss", "epoch", "scalars", "cost", "residual", "owner_residual")

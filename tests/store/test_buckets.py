@@ -26,16 +26,16 @@ import zarr
 from click.testing import CliRunner
 
 from gradtrace.errors import StoreError
-from gradtrace.store import writer as writing
-from gradtrace.store.bucket import Bucket
-from gradtrace.store.bucket_errors import scrubbed, told
-from gradtrace.store.keys import ROOT_KEY, Keys
-from gradtrace.store.lock import LOCK_KEY, Holder
-from gradtrace.store.opened import open_run
-from gradtrace.store.orphans import orphans
-from gradtrace.store.place import explain, keys_at, may_pass
+from gradtrace.store.places.bucket import Bucket
+from gradtrace.store.places.bucket_errors import scrubbed, told
+from gradtrace.store.places.keys import ROOT_KEY, Keys
+from gradtrace.store.places.lock import LOCK_KEY, Holder
+from gradtrace.store.places.orphans import orphans
+from gradtrace.store.places.place import explain, keys_at, may_pass
+from gradtrace.store.reading.opened import open_run
 from gradtrace.store.rows import KINDS
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing import writer as writing
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos, step_row
 
 ROOT = Path(__file__).parents[2]

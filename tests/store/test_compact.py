@@ -23,14 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradtrace.errors import StoreError
-from gradtrace.store import shards
-from gradtrace.store.compact import compact
-from gradtrace.store.keys import Directory, Memory
+from gradtrace.store.archives import shards
+from gradtrace.store.archives.compact import compact
 from gradtrace.store.metadata import ArraySpec, array_document
-from gradtrace.store.opened import open_run
+from gradtrace.store.places.keys import Directory, Memory
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.snapshot import Rewound
 from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
-from gradtrace.store.snapshot import Rewound
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.alike import assert_alike
 from tests.store.samples import infos, parameter_row, step_row
 
@@ -333,8 +333,8 @@ def test_bytes_that_change_later_are_not_read_as_values(run_path: Path, tmp_path
 
 SLOW = """
 import sys, time
-from gradtrace.store.keys import Directory
-from gradtrace.store.compact import compact
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.archives.compact import compact
 put = Directory.put
 def slow(self, key, data):
     put(self, key, data)

@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from gradtrace.store.rows import Status
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import step_row
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "store.md"

@@ -19,14 +19,14 @@ import pytest
 
 from gradtrace.errors import SelectionError, StoreError
 from gradtrace.metrics import METRICS
-from gradtrace.store.export import FORMATS, Export, Exported, format_of
-from gradtrace.store.keys import Directory
-from gradtrace.store.opened import open_run
-from gradtrace.store.query import Record, records
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.queries.query import Record, records
+from gradtrace.store.queries.selection import Query, Span, select
+from gradtrace.store.reading.opened import open_run
 from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, StepRow
-from gradtrace.store.selection import Query, Span, select
-from gradtrace.store.tables import TABLES
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.tables.export import FORMATS, Export, Exported, format_of
+from gradtrace.store.tables.tables import TABLES
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import GROUPS, infos, parameter_row, step_row
 
 Make = Callable[..., RunWriter]
@@ -77,9 +77,9 @@ def keys(new_writer: Make) -> Directory:
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with blocks, row groups and pieces so small that there are many."""
     if request.param == "small blocks":
-        monkeypatch.setattr("gradtrace.store.blocks.BLOCK_VALUES", 7 * 3 * 4 * 16)
-        monkeypatch.setattr("gradtrace.store.parquet.ROW_GROUP", 100)
-        monkeypatch.setattr("gradtrace.store.comma.ROWS", 11)
+        monkeypatch.setattr("gradtrace.store.tables.blocks.BLOCK_VALUES", 7 * 3 * 4 * 16)
+        monkeypatch.setattr("gradtrace.store.tables.parquet.ROW_GROUP", 100)
+        monkeypatch.setattr("gradtrace.store.tables.comma.ROWS", 11)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ def test_metrics_that_are_not_there_are_refused(keys: Directory, tmp_path: Path)
 def test_strings_are_stored_once_and_the_run_is_in_the_metadata(
     keys: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradtrace.store.parquet.ROW_GROUP", 2000)
+    monkeypatch.setattr("gradtrace.store.tables.parquet.ROW_GROUP", 2000)
     exported(keys, tmp_path / "x.parquet", "spectra")
     file = pq.ParquetFile(tmp_path / "x.parquet")
     about = json.loads(file.schema_arrow.metadata[b"gradtrace"])
@@ -301,7 +301,7 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(keys: Directory, tmp_path
 def test_what_fails_leaves_nothing(
     keys: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, single: bool
 ) -> None:
-    monkeypatch.setattr("gradtrace.store.blocks.BLOCK_VALUES", 500)
+    monkeypatch.setattr("gradtrace.store.tables.blocks.BLOCK_VALUES", 500)
     next((keys.root / "steps" / "w16" / "gradient").glob("c.2.*")).unlink()
     with pytest.raises(StoreError, match="marked as measured"):
         Export(Query(), ["spectra"], form, single=single).write(keys, tmp_path / "out")
@@ -356,8 +356,8 @@ import sys
 sys.modules["pyarrow"] = None
 from pathlib import Path
 from gradtrace.errors import StoreError
-from gradtrace.store.export import Export, Query
-from gradtrace.store.place import keys_at
+from gradtrace.store.tables.export import Export, Query
+from gradtrace.store.places.place import keys_at
 keys, out = keys_at({str(keys.root)!r}), Path({str(tmp_path)!r})
 try:
     Export(Query(), ["metrics"], "parquet", single=True).write(keys, out / "x.parquet")
@@ -390,6 +390,6 @@ def test_memory_does_not_grow_with_the_run(new_writer: Make, tmp_path: Path) -> 
 
     row = parameter_row(1, groups=1, width=64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradtrace.store.blocks.BLOCK_VALUES", 1 << 13)
+        patch.setattr("gradtrace.store.tables.blocks.BLOCK_VALUES", 1 << 13)
         few = peak(256)
         assert peak(2560) < few + (1 << 20)

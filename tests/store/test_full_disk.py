@@ -16,7 +16,7 @@ import json, os, sys, time, warnings
 from pathlib import Path
 import torch
 import gradtrace as gt
-from gradtrace.store import writer as writer_module
+from gradtrace.store.writing import writer as writer_module
 
 writer_module.RETRY_SECONDS = 0.05
 place, freed = Path(sys.argv[1]), sys.argv[2] == "freed"

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gradtrace.store.opened import open_run
-from gradtrace.store.reader import Run
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.reader import Run
 from gradtrace.store.rows import KINDS
 from gradtrace.store.schema import SCHEMA
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos, step_row
 
 ARCHIVES = sorted((Path(__file__).parent / "golden").glob("*.zip"))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gradtrace.store.opened import open_run
-from gradtrace.store.reader import Run
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.reader import Run
 from gradtrace.store.rows import ParameterInfo, Status, StepRow
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos, parameter_row, step_row
 
 Make = Callable[..., RunWriter]

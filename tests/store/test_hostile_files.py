@@ -19,7 +19,7 @@ from numcodecs.blosc import Blosc
 from zarr.storage import MemoryStore
 
 from gradtrace.errors import StoreError
-from gradtrace.store.opened import open_run
+from gradtrace.store.reading.opened import open_run
 from tests.store.hostile import bounded, explore, put_in_memory, small
 from tests.store.sound import change_member, chunk_of, edit, members_of
 

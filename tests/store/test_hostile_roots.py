@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtrace.errors import StoreError
-from gradtrace.store.keys import Directory
-from gradtrace.store.opened import open_run
-from gradtrace.store.repair import repair
+from gradtrace.store.checking.repair import repair
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.reading.opened import open_run
 from gradtrace.store.schema import STEP
 from tests.store.hostile import bounded, explore, put_in_memory, small
 from tests.store.sound import change, change_member, edit, members_of

@@ -15,14 +15,14 @@ import pytest
 import xarray as xr
 
 from gradtrace.errors import StoreError
-from gradtrace.store.opened import open_run
-from gradtrace.store.reader import Run
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.reader import Run
 from gradtrace.store.rows import Status
 from tests.store.samples import parameter_row
 
 CHILD = """
 import sys, time
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from gradtrace.store.rows import KINDS
 from tests.store.samples import infos, step_row
 names = ["w0", "w1", "w2"]

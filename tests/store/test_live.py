@@ -18,12 +18,12 @@ from click.testing import CliRunner
 
 from gradtrace.cli import main
 from gradtrace.errors import StoreError
-from gradtrace.store.keys import Directory
-from gradtrace.store.query import records
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.queries.query import records
+from gradtrace.store.queries.selection import Query, select
+from gradtrace.store.reading.snapshot import Rewound, Snapshot, consistent
 from gradtrace.store.rows import KINDS, StepRow
-from gradtrace.store.selection import Query, select
-from gradtrace.store.snapshot import Rewound, Snapshot, consistent
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import parameter_row, step_row
 
 NAMES = ("v", "w")
@@ -32,7 +32,7 @@ SECONDS = 12.0
 # The epoch says which generation wrote a row, and the values follow from step and generation.
 CHILD = """
 import random, sys, time
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from gradtrace.store.rows import KINDS, StepRow
 from tests.store.samples import infos, step_row
 path, generations = sys.argv[1], int(sys.argv[2])
@@ -212,7 +212,7 @@ def test_it_is_looked_again_until_nothing_was_given_up(
         return len(snapshot.run.stream().steps)
 
     assert consistent(keys, look) == 6
-    monkeypatch.setattr("gradtrace.store.snapshot.ATTEMPTS", 3)
+    monkeypatch.setattr("gradtrace.store.reading.snapshot.ATTEMPTS", 3)
     endless = iter((5, 4, 3))
     with pytest.raises(StoreError, match="again and again"):
         consistent(keys, lambda snapshot: new_writer(NAMES, flush_every=4, resume=next(endless)).close())

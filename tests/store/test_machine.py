@@ -14,16 +14,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gradtrace.store import writer as writer_module
-from gradtrace.store.compact import compact
-from gradtrace.store.keys import Directory
-from gradtrace.store.lock import LOCK_KEY
-from gradtrace.store.opened import open_run
-from gradtrace.store.orphans import orphans
-from gradtrace.store.past import Past
-from gradtrace.store.reader import Run
+from gradtrace.store.archives.compact import compact
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.places.lock import LOCK_KEY
+from gradtrace.store.places.orphans import orphans
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.reader import Run
 from gradtrace.store.rows import KINDS, Status, StepRow
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing import writer as writer_module
+from gradtrace.store.writing.past import Past
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos, parameter_row
 
 GROUPS = ("all", "diagnosis=HC", "diagnosis=SZ", "ort=Köln / Süd", "site=1", "site=2", "site=3")

@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradtrace.errors import SelectionError, StoreError
-from gradtrace.store import shards
-from gradtrace.store.compact import compact
-from gradtrace.store.keys import Directory
-from gradtrace.store.merge import merge
-from gradtrace.store.merged import MergedRun, open_merged
+from gradtrace.store.archives import shards
+from gradtrace.store.archives.compact import compact
+from gradtrace.store.archives.merge import merge
 from gradtrace.store.names import parameter_name
-from gradtrace.store.opened import labels, open_run, opened
-from gradtrace.store.place import keys_at
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.places.place import keys_at
+from gradtrace.store.reading.merged import MergedRun, open_merged
+from gradtrace.store.reading.opened import labels, open_run, opened
 from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.alike import assert_alike
 from tests.store.samples import infos, parameter_row, step_row
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from gradtrace.errors import StoreError
-from gradtrace.store.finding import DAMAGE, NOTE
-from gradtrace.store.keys import Directory
-from gradtrace.store.opened import open_run
-from gradtrace.store.place import keys_at
-from gradtrace.store.repair import repair
-from gradtrace.store.verify import verify
+from gradtrace.store.checking.finding import DAMAGE, NOTE
+from gradtrace.store.checking.repair import repair
+from gradtrace.store.checking.verify import verify
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.places.place import keys_at
+from gradtrace.store.reading.opened import open_run
 from tests.store.sound import (
     ROWS,
     assert_repaired,
@@ -122,7 +122,7 @@ def test_an_unfinished_run_is_repaired_and_stays_unfinished(tmp_path: Path) -> N
 
 
 def test_newer_and_merged_runs_and_links_are_not_repaired(path: Path, tmp_path: Path) -> None:
-    from gradtrace.store.merge import merge
+    from gradtrace.store.archives.merge import merge
 
     merge({"a": path}, tmp_path / "merged")
     with pytest.raises(StoreError, match="holds merged runs"):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from gradtrace.errors import StoreError
-from gradtrace.store.keys import Directory, Memory
-from gradtrace.store.lock import LOCK_KEY, Holder
-from gradtrace.store.opened import open_run
-from gradtrace.store.reader import Run
+from gradtrace.store.places.keys import Directory, Memory
+from gradtrace.store.places.lock import LOCK_KEY, Holder
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.reader import Run
 from gradtrace.store.rows import ParameterInfo, StepRow
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import parameter_row, step_row
 
 Make = Callable[..., RunWriter]

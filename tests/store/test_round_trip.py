@@ -12,10 +12,10 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradtrace.store.opened import open_run
+from gradtrace.store.reading.opened import open_run
+from gradtrace.store.reading.tree import tree_of
 from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, StepRow
-from gradtrace.store.tree import tree_of
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import GROUPS, infos, parameter_row, step_row
 
 NAMES = ("fc1.weight", "fc1.bias")

@@ -19,13 +19,13 @@ import gradtrace as gt
 from gradtrace.cli import main
 from gradtrace.errors import StoreError
 from gradtrace.metrics import WHOLE
-from gradtrace.store.finding import LEFTOVER, NOTE
-from gradtrace.store.keys import Directory
-from gradtrace.store.lock import LOCK_KEY
-from gradtrace.store.opened import open_run
-from gradtrace.store.repair import repair
+from gradtrace.store.checking.finding import LEFTOVER, NOTE
+from gradtrace.store.checking.repair import repair
+from gradtrace.store.checking.verify import verify
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.places.lock import LOCK_KEY
+from gradtrace.store.reading.opened import open_run
 from gradtrace.store.rows import KINDS
-from gradtrace.store.verify import verify
 from tests.store.sound import (
     ROWS,
     assert_repaired,
@@ -102,8 +102,8 @@ def test_a_run_that_was_gone_on_with_or_rewound_is_found_whole(tmp_path: Path) -
 
 
 def test_archives_and_merged_runs_are_found_whole_and_their_checksums_are_looked_at(path: Path, tmp_path: Path) -> None:
-    from gradtrace.store.compact import compact
-    from gradtrace.store.merge import merge
+    from gradtrace.store.archives.compact import compact
+    from gradtrace.store.archives.merge import merge
 
     compact(path, tmp_path / "archive")
     merge({"a": path, "b": path}, tmp_path / "merged")

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from gradtrace.errors import StoreError
-from gradtrace.store import keys as files
-from gradtrace.store import writer as writer_module
-from gradtrace.store.opened import open_run
+from gradtrace.store.places import keys as files
+from gradtrace.store.reading.opened import open_run
 from gradtrace.store.rows import KINDS, ParameterInfo, StepRow
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing import writer as writer_module
+from gradtrace.store.writing.writer import RunWriter
 from tests.store.samples import infos, parameter_row, step_row
 
 Make = Callable[..., RunWriter]
@@ -316,7 +316,7 @@ def test_a_closed_run_leaves_no_temporary_files_and_no_paths(new_writer: Make, t
 
 FORGETFUL = """
 import sys
-from gradtrace.store.writer import RunWriter
+from gradtrace.store.writing.writer import RunWriter
 from gradtrace.store.rows import KINDS
 from tests.store.samples import infos, step_row
 writer = RunWriter(sys.argv[1], attrs={}, kinds=KINDS, keep=None, parameters=infos(["w"]))

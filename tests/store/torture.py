@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import gradtrace as gt
-from gradtrace.store.keys import Directory
-from gradtrace.store.orphans import orphans
-from gradtrace.store.past import Past
+from gradtrace.store.places.keys import Directory
+from gradtrace.store.places.orphans import orphans
+from gradtrace.store.writing.past import Past
 
 VARIABLES = ("gradient", "activation", "adjoint", "nuclear", "inner_product", "status")
 STEPS = 400  # of the whole training, unless told otherwise

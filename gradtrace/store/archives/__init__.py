@@ -1,0 +1,1 @@
+"""Stores that are written once: finished runs, compacted or merged."""

@@ -1,0 +1,1 @@
+"""Where runs are: directories, buckets and memory, and who may write there."""

@@ -1,0 +1,1 @@
+"""Runs as they are read: checked first, then lazily, without torch."""

@@ -1,0 +1,1 @@
+"""Runs as they are written: rows in, whole blocks and commits out."""
