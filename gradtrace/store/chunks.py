@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradtrace.store.metadata import CHECKSUM
 from gradtrace.store.schema import FILLS, STRING
 
 MOST_CHUNK = 1 << 29  # bytes of a chunk, unpacked
@@ -166,9 +167,9 @@ def _packing(dtype: str, shape: tuple[int, ...], codecs: Any) -> Packing:
     names, settings = _named(codecs)
     if names == ["sharding_indexed"]:
         return _sharded(dtype, shape, settings[0])
-    checksum = names[-1] == "crc32c"
+    checksum = names[-1] == CHECKSUM
     usual = ["vlen-utf8"] if dtype == STRING else ["bytes", "blosc"]
-    if names != usual + ["crc32c"] * checksum:
+    if names != usual + [CHECKSUM] * checksum:
         raise ValueError(f"its codecs are {', '.join(names)}, which is not how a run is written")
     item = 1 if dtype == STRING else np.dtype(dtype).itemsize
     if dtype != STRING:
@@ -208,7 +209,7 @@ def _sharded(dtype: str, shape: tuple[int, ...], settings: Mapping[str, Any]) ->
     location = settings.get("index_location", "end")
     fits = len(shape) == len(inside) and all(size % part == 0 for size, part in zip(shape, inside, strict=False))
     found = Packing(dtype, shape, inner=inner, index_first=location == "start")
-    known = dtype != STRING and inner.inner is None and ending == ["bytes", "crc32c"] and location in ("start", "end")
+    known = dtype != STRING and inner.inner is None and ending == ["bytes", CHECKSUM] and location in ("start", "end")
     if not known or not fits or found.most > 2 * MOST_CHUNK:
         raise ValueError(f"its shards, of shape {shown(list(shape))}, are not made up of chunks as a run's are")
     return found

@@ -13,18 +13,23 @@ import numpy as np
 from gradtrace.errors import StoreError
 from gradtrace.store.schema import FILLS, STRING
 
+CHECKSUM = "crc32c"  # the codec
 _SEPARATOR = "."  # chunk keys c.0.1.2: one directory per array rather than one per chunk row
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What stays the same about one array while it grows: where, of what, in which chunks."""
+    """What stays the same about one array while it grows: where, of what, in which chunks.
+
+    checksum: whether every chunk ends in one; those of schema 1.0 and 1.1 do not.
+    """
 
     path: str
     dims: tuple[str, ...]
     dtype: str
     chunks: tuple[int, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    checksum: bool = True
 
     def key(self, index: tuple[int, ...]) -> str:
         """The key of the chunk at `index` of the chunk grid."""
@@ -39,7 +44,7 @@ def array_document(spec: ArraySpec, shape: tuple[int, ...]) -> dict[str, Any]:
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.chunks)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": _SEPARATOR}},
         "fill_value": fill_value(spec.dtype),
-        "codecs": _codecs(spec.dtype),
+        "codecs": _codecs(spec.dtype, checksum=spec.checksum),
         "attributes": dict(spec.attributes),
         "dimension_names": list(spec.dims),
         "zarr_format": 3,
@@ -54,13 +59,14 @@ def fill_value(dtype: str) -> Any:
     return "NaN" if isinstance(fill, float) and math.isnan(fill) else fill
 
 
-def _codecs(dtype: str) -> list[dict[str, Any]]:
+def _codecs(dtype: str, *, checksum: bool) -> list[dict[str, Any]]:
+    last = [{"name": CHECKSUM}] * checksum
     if dtype == STRING:
-        return [{"name": "vlen-utf8", "configuration": {}}]
+        return [{"name": "vlen-utf8", "configuration": {}}, *last]
     size = np.dtype(dtype).itemsize
     pack: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}} if size > 1 else {"name": "bytes"}
     blosc = {"typesize": size, "cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
-    return [pack, {"name": "blosc", "configuration": blosc}]
+    return [pack, {"name": "blosc", "configuration": blosc}, *last]
 
 
 def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from urllib.parse import quote, unquote
 from gradtrace.errors import StoreError
 
 RESERVED = frozenset(
-    ("step", "group", "group_other", "scalar", "part", "component", "loss", "epoch", "scalars", "cost", "n_samples")
+    (
+        *("step", "group", "group_other", "scalar", "part", "component", "run"),
+        *("loss", "epoch", "scalars", "cost", "n_samples", "recorded"),
+    )
 )
-"""What a tree's root calls its own variables: a parameter of that name would collide with them."""
+"""What the root of a tree, of one run or several, calls its own variables: a parameter of that name would collide."""
 
 
 def node_name(parameter: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from gradtrace.store.rows import Status
 
-SCHEMA = (1, 1)
+SCHEMA = (1, 2)
 MAIN_STREAM = "steps"
 PROBES = "probes"
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numcodecs.blosc import Blosc
 
@@ -16,7 +17,7 @@ from gradtrace.metrics import METRICS, WHOLE
 from gradtrace.store.checking.finding import DAMAGE, Finding
 from gradtrace.store.checking.repair import repair
 from gradtrace.store.checking.verify import verify
-from gradtrace.store.chunks import Packing
+from gradtrace.store.chunks import CRC, Packing
 from gradtrace.store.places.keys import Directory, Keys, Memory
 from gradtrace.store.reading.reader import Run, open_keys
 from gradtrace.store.rows import KINDS, ParameterInfo, ParameterRow, Status, StepRow
@@ -164,9 +165,15 @@ def change_values(path: Path, array: str, change: Callable[[np.ndarray], object]
     values = packing.unpack(file.read_bytes()).copy()
     change(values)
     if packing.dtype == "string":
-        file.write_bytes(_encode_strings(values.tolist()))
+        file.write_bytes(sealed(_encode_strings(values.tolist())))
     else:
-        file.write_bytes(Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(values)))
+        packed = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(values))
+        file.write_bytes(sealed(packed))
+
+
+def sealed(data: bytes) -> bytes:
+    """The bytes of a chunk with their checksum."""
+    return data + google_crc32c.value(data).to_bytes(CRC, "little")
 
 
 # ---------------------------------------------------------------------- what it holds

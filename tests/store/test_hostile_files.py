@@ -19,9 +19,10 @@ from numcodecs.blosc import Blosc
 from zarr.storage import MemoryStore
 
 from gradtrace.errors import StoreError
+from gradtrace.store.chunks import CRC
 from gradtrace.store.reading.opened import open_run
 from tests.store.hostile import bounded, explore, put_in_memory, small
-from tests.store.sound import change_member, chunk_of, edit, members_of
+from tests.store.sound import change_member, chunk_of, edit, members_of, sealed
 
 HUGE = 10**12
 
@@ -105,7 +106,7 @@ def with_header(chunk: bytes, place: int, value: int) -> bytes:
 @pytest.mark.parametrize("place", [4, 8, 12])
 def test_a_chunk_that_lies_about_its_size_is_refused(path: Path, place: int, value: int) -> None:
     chunk = chunk_of(path, "steps/loss")
-    chunk.write_bytes(with_header(chunk.read_bytes(), place, value))
+    chunk.write_bytes(sealed(with_header(chunk.read_bytes()[:-CRC], place, value)))
     said = explore(path)
     assert any("'steps/loss' cannot be read" in text for text in said) or place == 8
 
@@ -113,22 +114,22 @@ def test_a_chunk_that_lies_about_its_size_is_refused(path: Path, place: int, val
 def test_a_chunk_that_unpacks_to_far_more_is_refused_before_it_is(path: Path) -> None:
     bomb = Blosc(cname="lz4", clevel=9).encode(np.zeros(1 << 28, np.uint8))
     assert len(bomb) < 1 << 22
-    chunk_of(path, "steps/w1/gradient").write_bytes(bomb)
+    chunk_of(path, "steps/w1/gradient").write_bytes(sealed(bomb))
     assert any("has" in text and "what belongs there has at most" in text for text in explore(path))
 
 
 @pytest.mark.parametrize("count", [0, 1, 1023, 1025, 2**31 - 1, 2**32 - 1])
 def test_names_that_lie_about_their_number_are_refused(path: Path, count: int) -> None:
     chunk = chunk_of(path, "steps/group")
-    chunk.write_bytes(struct.pack("<I", count) + chunk.read_bytes()[4:])
+    chunk.write_bytes(sealed(struct.pack("<I", count) + chunk.read_bytes()[4:-CRC]))
     assert any("'steps/group' cannot be read" in text for text in explore(path))
 
 
 @pytest.mark.parametrize("length", [4, 2**31 - 1, 2**31, 2**32 - 1])
 def test_names_that_lie_about_their_length_are_refused(path: Path, length: int) -> None:
     chunk = chunk_of(path, "steps/group")
-    data = chunk.read_bytes()
-    chunk.write_bytes(data[:4] + struct.pack("<I", length) + data[8:])
+    data = chunk.read_bytes()[:-CRC]
+    chunk.write_bytes(sealed(data[:4] + struct.pack("<I", length) + data[8:]))
     assert any("'steps/group' cannot be read" in text for text in explore(path))
 
 
@@ -137,9 +138,9 @@ def test_names_that_lie_about_their_length_are_refused(path: Path, length: int) 
 def test_any_bytes_in_a_chunk_work_or_are_a_clear_error(number: int, at: int, part: bytes) -> None:
     names = sorted(key for key in small() if not key.endswith("zarr.json"))
     key = names[number % len(names)]
-    data = small()[key]
+    data = small()[key][:-CRC]
     place = at % len(data)
-    explore(put_in_memory({key: data[:place] + part + data[place + len(part) :]}))
+    explore(put_in_memory({key: sealed(data[:place] + part + data[place + len(part) :])}))
 
 
 UNPACK = """
@@ -187,10 +188,9 @@ def in_shards(path: Path, member: str, location: str = "end") -> Path:
     made[...] = values
     old, new = members_of(path)[member], json.loads(held["zarr.json"].to_bytes())
     settings_ = new["codecs"][0]["configuration"]
-    codecs = [*old["codecs"], {"name": "crc32c"}]
     sharding = {
         "name": "sharding_indexed",
-        "configuration": {**settings_, "codecs": codecs, "index_location": location},
+        "configuration": {**settings_, "codecs": old["codecs"], "index_location": location},
     }
     document = {**old, "chunk_grid": new["chunk_grid"], "codecs": [sharding]}
     for file in (path / member).iterdir():

@@ -12,7 +12,7 @@ import zarr
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from gradtrace.store.metadata import to_bytes
+from gradtrace.store.metadata import CHECKSUM, to_bytes
 from gradtrace.store.places.keys import ROOT_KEY
 from gradtrace.store.schema import PARAMETER, RUN, STEP, STRING, even_share
 
@@ -33,9 +33,9 @@ def sharded(document: Mapping[str, Any]) -> dict[str, Any]:
     outer = shard_shape(document["dimension_names"], document["shape"], inner, size)
     pack: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}} if size > 1 else {"name": "bytes"}
     blosc = {"typesize": size, "cname": "zstd", "clevel": 5, "shuffle": "shuffle", "blocksize": 0}
-    codecs: list[dict[str, Any]] = [pack, {"name": "blosc", "configuration": blosc}, {"name": "crc32c"}]
+    codecs: list[dict[str, Any]] = [pack, {"name": "blosc", "configuration": blosc}, {"name": CHECKSUM}]
     if inner != outer:
-        index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": CHECKSUM}]
         settings = {"chunk_shape": inner, "codecs": codecs, "index_codecs": index, "index_location": "end"}
         codecs = [{"name": "sharding_indexed", "configuration": settings}]
     return {**document, "chunk_grid": _grid(outer), "codecs": codecs}

@@ -87,7 +87,7 @@ def explain(error: BaseException) -> str:
         return f"{error.strerror}."
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full (or a quota is used up). Free some space, or record to another disk."
+        return "the disk is full (or a quota is used up). Free some space, or use another disk."
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "the place cannot be written to (read-only, or not yours). Choose another path or change permissions."
     if code == errno.ENOENT:

@@ -11,12 +11,12 @@ import numpy as np
 import zarr
 
 from gradtrace.errors import SelectionError, nearest
-from gradtrace.store.names import directory_name, original_name
+from gradtrace.store.names import directory_name, node_name, original_name
 from gradtrace.store.places.keys import Directory, Keys
 from gradtrace.store.places.place import zarr_store
 from gradtrace.store.reading import guard
 from gradtrace.store.reading.reader import Run, root_of
-from gradtrace.store.reading.runs import AXES, RECORDED, RUNS, WIDTHS_OF_RUNS, checked_runs, node_of_runs
+from gradtrace.store.reading.runs import AXES, RECORDED, RUNS, WIDTHS_OF_RUNS, checked_runs
 from gradtrace.store.reading.stream import Place, Stream, Variable
 from gradtrace.store.reading.taken import Taken
 from gradtrace.store.rows import KINDS
@@ -72,7 +72,7 @@ class MergedRun(Run):
         """The tree node of one parameter, by its exact qualified name."""
         if name not in self.parameters:
             raise SelectionError(f"{self.path!r} has no parameter {name!r}. {nearest(name, self.parameters)}")
-        return self.tree.children[node_of_runs(name)]
+        return self.tree.children[node_name(name)]
 
     def _tree(self, path: str, name: str) -> DataTree:
         from gradtrace.store.reading.merged_tree import tree_of_runs

@@ -9,7 +9,8 @@ from xarray import Dataset, DataTree, Variable
 from xarray.backends import BackendArray
 from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
-from gradtrace.store.reading.runs import RECORDED, node_of_runs
+from gradtrace.store.names import node_name
+from gradtrace.store.reading.runs import RECORDED
 from gradtrace.store.reading.stream import Stream
 from gradtrace.store.reading.stream import Variable as Found
 from gradtrace.store.reading.taken import Taken
@@ -55,7 +56,7 @@ def tree_of_runs(run: MergedRun, stream: Stream) -> DataTree:
     about = {**run.attrs, "closed": run.closed, "stream": stream.name}
     root = Dataset(tables, coords={**labels, STEP: stream.steps}, attrs=about)
     nodes = {
-        node_of_runs(name): DataTree(_node(stream, info, tables["n_samples"])) for name, info in run.parameters.items()
+        node_name(name): DataTree(_node(stream, info, tables["n_samples"])) for name, info in run.parameters.items()
     }
     return DataTree(root, children=nodes)
 

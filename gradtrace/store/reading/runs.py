@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradtrace.errors import StoreError
-from gradtrace.store.names import node_name
 from gradtrace.store.reading.sanity import checked
 from gradtrace.store.schema import COMPONENT, PARAMETER, PROBES, RUN, STEP
 
@@ -17,13 +16,6 @@ WIDTHS = "widths"  # attribute of a width class: how many components each parame
 WIDTHS_OF_RUNS = "widths_of_runs"  # label -> the same in that run, None where it lacks the parameter
 
 Document = Mapping[str, Any]
-
-
-def node_of_runs(parameter: str) -> str:
-    """The node of a parameter in the tree of merged runs: as `node_name`, but where it is called like what only they
-    have."""
-    name = node_name(parameter)
-    return f"%{ord(name[0]):02X}{name[1:]}" if name in (RUN, RECORDED) else name
 
 
 def checked_runs(document: Document, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from google_crc32c import value
 from numcodecs.blosc import Blosc  # type: ignore[import-untyped]
 
 from gradtrace.store.metadata import ArraySpec
@@ -72,13 +73,14 @@ class Column:
             return
         inner = self.spec.chunks[1:]
         grid = tuple(size // chunk for size, chunk in zip(self._rows.shape[1:], inner, strict=True))
-        for index in np.ndindex(grid):
-            where = tuple(slice(i * chunk, (i + 1) * chunk) for i, chunk in zip(index, inner, strict=True))
-            chunk = np.ascontiguousarray(self._rows[(slice(None), *where)])
-            if not self._is_fill(chunk):
-                self._keys.put(self.spec.key((self._block, *index)), _BLOSC.encode(chunk))
-            elif self._old:
-                self._keys.delete(self.spec.key((self._block, *index)))
+        with self._keys.together():
+            for index in np.ndindex(grid):
+                where = tuple(slice(i * chunk, (i + 1) * chunk) for i, chunk in zip(index, inner, strict=True))
+                chunk = np.ascontiguousarray(self._rows[(slice(None), *where)])
+                if not self._is_fill(chunk):
+                    put(self._keys, self.spec, (self._block, *index), _BLOSC.encode(chunk))
+                elif self._old:
+                    self._keys.delete(self.spec.key((self._block, *index)))
         self._dirty = False
 
     def shape(self, rows: int) -> tuple[int, ...]:
@@ -99,8 +101,10 @@ class Column:
 class Labels:
     """A coordinate of strings that only ever grows at its end, so that a reader's shorter snapshot stays right."""
 
-    def __init__(self, path: str, dim: str, keys: Keys, known: Sequence[str] = ()) -> None:
-        self.spec = ArraySpec(path, (dim,), STRING, (LABELS_CHUNK,))
+    def __init__(self, path: str, dim: str, keys: Keys, past: Past | None = None) -> None:
+        known = past.names(path) if past else ()
+        there = past.spec(path) if past else None
+        self.spec = there or ArraySpec(path, (dim,), STRING, (LABELS_CHUNK,))
         self.positions = {name: place for place, name in enumerate(known)}
         self._keys = keys
         self._unwritten = len(known)
@@ -119,8 +123,13 @@ class Labels:
         for chunk in range(self._unwritten // LABELS_CHUNK, math.ceil(len(names) / LABELS_CHUNK)):
             if self._unwritten < len(names):
                 part = names[chunk * LABELS_CHUNK : (chunk + 1) * LABELS_CHUNK]
-                self._keys.put(self.spec.key((chunk,)), _encode_strings(part + [""] * (LABELS_CHUNK - len(part))))
+                put(self._keys, self.spec, (chunk,), _encode_strings(part + [""] * (LABELS_CHUNK - len(part))))
         self._unwritten = len(names)
+
+
+def put(keys: Keys, spec: ArraySpec, index: tuple[int, ...], data: bytes) -> None:
+    """Put the chunk at an index of the chunk grid, packed, with its checksum."""
+    keys.put(spec.key(index), data + value(data).to_bytes(4, "little") if spec.checksum else data)
 
 
 def _encode_strings(strings: Sequence[str]) -> bytes:

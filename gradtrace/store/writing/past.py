@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradtrace.errors import StoreError
-from gradtrace.store.metadata import ArraySpec
+from gradtrace.store.metadata import CHECKSUM, ArraySpec
 from gradtrace.store.places.keys import ROOT_KEY, Keys
 from gradtrace.store.schema import MAIN_STREAM, SCHEMA, STEP
 
@@ -69,7 +69,8 @@ class Past:
             return None
         chunks = document["chunk_grid"]["configuration"]["chunk_shape"]
         dims, attributes = tuple(document["dimension_names"]), document["attributes"]
-        return ArraySpec(path, dims, str(document["data_type"]), tuple(chunks), attributes)
+        checksum = any(codec["name"] == CHECKSUM for codec in document["codecs"])
+        return ArraySpec(path, dims, str(document["data_type"]), tuple(chunks), attributes, checksum)
 
     def inner(self, path: str) -> tuple[int, ...]:
         """The lengths of an array's axes after the first."""

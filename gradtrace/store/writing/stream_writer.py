@@ -54,8 +54,7 @@ class StreamWriter:
         self._classes: dict[int, WidthClass] = {}
         self._home: dict[str, WidthClass] = {}
         keys.make(path)
-        known = {dim: past.names(f"{path}/{dim}") if past else () for dim in LABELS}
-        self._labels = {dim: Labels(f"{path}/{dim}", dim, keys, known[dim]) for dim in LABELS}
+        self._labels = {dim: Labels(f"{path}/{dim}", dim, keys, past) for dim in LABELS}
         self._labels[KIND].find(kinds)
         self._step = self._column(STEP, past)
         self._loss = self._column("loss", past)
@@ -71,7 +70,7 @@ class StreamWriter:
         for name in past.below(self.path):
             if WIDTH_CLASS.fullmatch(name):
                 names = past.names(f"{self.path}/{name}/{PARAMETER}")
-                member = self._classes[int(name[1:])] = self._new_class(int(name[1:]), len(names), names)
+                member = self._classes[int(name[1:])] = self._new_class(int(name[1:]), len(names), past)
                 member.resume(past, self.rows)
                 self._home |= dict.fromkeys(names, member)
 
@@ -135,7 +134,7 @@ class StreamWriter:
             for name in names:
                 self._home[name] = self._classes[width]
 
-    def _new_class(self, width: int, parameters: int, known: Sequence[str] = ()) -> WidthClass:
+    def _new_class(self, width: int, parameters: int, past: Past | None = None) -> WidthClass:
         groups = max(len(self._labels[GROUP]), 4)
         return WidthClass(
             f"{self.path}/w{width}",
@@ -144,7 +143,7 @@ class StreamWriter:
             metrics=self._labels[METRIC],
             keep=self._keep,
             flush_every=self._flush_every,
-            known=known,
+            past=past,
             chunks={
                 PARAMETER: parameters,
                 GROUP: groups,

@@ -46,10 +46,10 @@ class WidthClass:
         keep: int | None,
         flush_every: int,
         chunks: Mapping[str, int],
-        known: Sequence[str] = (),
+        past: Past | None = None,
     ) -> None:
         self.path = path
-        self.parameters = Labels(f"{path}/{PARAMETER}", PARAMETER, keys, known)
+        self.parameters = Labels(f"{path}/{PARAMETER}", PARAMETER, keys, past)
         self.columns: dict[str, Column] = {}
         self.widths: list[int] = []
         self._keys = keys
