@@ -30,6 +30,14 @@ class StoreWarning(UserWarning):
     """Recording is in trouble, or has ended before its time; the training is not touched by that."""
 
 
+class MetricWarning(UserWarning):
+    """A metric that somebody registered fails: its values are NaN."""
+
+
+class WatchWarning(UserWarning):
+    """What a watch found: a rank that collapsed, groups that part, and their like."""
+
+
 class SelectionError(GradtraceError):
     """A query for a parameter, group, kind, metric or step that is not in the store."""
 

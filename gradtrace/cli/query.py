@@ -161,6 +161,7 @@ def _explain(run: Run, selected: Selected, query: Query) -> None:
         step = selected.stream.steps[-1]
         note(f"Showing the last of {len(selected.stream.steps)} steps, {step}; choose others by --step first:last.")
     _explain_metrics(query)
+    _explain_others(selected, run)
 
 
 def _explain_metrics(query: Query) -> None:
@@ -168,6 +169,17 @@ def _explain_metrics(query: Query) -> None:
 
     if "numerical_rank" in query.metrics:
         note(f"numerical_rank counts {RANK_RULE}.")
+
+
+def _explain_others(selected: Selected, run: Run) -> None:
+    """Of metrics that are not stored: what they are made of."""
+    from gradtrace.metrics import BUILT_IN, find
+
+    for name in selected.metrics:
+        metric = find(name)
+        if metric is not None and not metric.whole and name not in BUILT_IN:
+            which = "all of them" if run.keep is None else f"the {run.keep} largest"
+            note(f"{name} ({metric.definition}) is computed from the stored singular values, {which}.")
 
 
 def _columns(query: Query, widest: int, output: Output) -> list[str]:

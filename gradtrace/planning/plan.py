@@ -10,7 +10,7 @@ from typing import Any
 from gradtrace.decompose.problem import flops_of
 from gradtrace.errors import SelectionError
 from gradtrace.graph import OpGraph, Sizes
-from gradtrace.metrics import WHOLE
+from gradtrace.metrics import stored
 from gradtrace.planning.partition import Partition
 from gradtrace.planning.planned import Entry, Plan
 from gradtrace.planning.rates import Rates
@@ -126,7 +126,7 @@ def _store_bytes(entries: Sequence[Entry], kinds: Sequence[str], groups: int, ke
         classes.setdefault(width_class(width), []).append(width)
     size = 8 * (3 + groups + PARTS)  # step, loss, epoch; n_samples; cost
     for members in classes.values():
-        spectra, metrics = len(kinds) * max(members), len(kinds) * len(WHOLE)
+        spectra, metrics = len(kinds) * max(members), len(kinds) * len(stored())
         numbers = groups * (spectra + metrics + groups) + 2  # inner products; residual, owner_residual
         size += len(members) * (4 * numbers + len(kinds) * groups)  # status: a byte
     return size

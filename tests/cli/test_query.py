@@ -95,6 +95,21 @@ def test_cosines_are_between_the_gradients_of_two_groups(cli: Cli, run_path: Pat
     assert found["diagnosis=HC", "diagnosis=SZ"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_shares_are_those_of_the_gradients_in_the_whole_one(cli: Cli, run_path: Path) -> None:
+    asked = ["--metric", "share", "--metric", "sigma1", "--step", 2, "--json"]
+    rows = json.loads(cli("query", run_path, "head.weight", *asked).stdout)
+    inner = parameter_row(2002).inner_product
+    found = {row["group"]: row["value"] for row in rows if row["metric"] == "share"}
+    assert found == pytest.approx(
+        {name: inner[g, 0] / inner[0, 0] for g, name in enumerate(("all", "diagnosis=HC", "diagnosis=SZ"))}, rel=1e-5
+    )
+    assert {row["kind"] for row in rows if row["metric"] == "share"} == {"gradient"}
+    assert {row["kind"] for row in rows if row["metric"] == "sigma1"} == {"gradient", "activation", "adjoint"}
+    assert cli("query", run_path, "head.weight", "--metric", "share", "--kind", "adjoint").exit_code == 1
+    only = json.loads(cli("query", run_path, "--metric", "share", "--group", "all", "--json").stdout)
+    assert {row["value"] for row in only if row["status"] == "measured"} == {1.0}
+
+
 def test_the_rule_of_the_numerical_rank_is_named(cli: Cli, run_path: Path) -> None:
     assert RANK_RULE in cli("query", run_path, "--metric", "numerical_rank", "--step", 0, "--csv").stderr
 
@@ -146,7 +161,7 @@ def test_an_exact_name_goes_before_the_glob_it_could_be() -> None:
         (["--step", "5"], "Nearest: 0, 2, 4, 6, 8"),
         (["--probe", "vla"], "Nearest: 'val'"),
         (["re:("], "no regular expression"),
-        (["--metric", "cosine", "--kind", "adjoint"], "between the groups' gradients"),
+        (["--metric", "cosine", "--kind", "adjoint"], "are of the groups' gradients"),
     ],
 )
 def test_unknown_names_exit_with_1_and_name_the_nearest(

@@ -184,7 +184,8 @@ def _label_contents(stream: _Stream) -> Iterator[Finding]:
         wrong[GROUP_OTHER] = f"its names are not those of {GROUP!r}"
     if labels[KIND] != about["kinds"]:
         wrong[KIND] = f"its names are {', '.join(labels[KIND])}, and the run has {', '.join(about['kinds'])}"
-    unknown = [name for name in labels[METRIC] if name not in METRIC_NAMES]
+    own = about["run"].get("metrics", {})  # what was said of those that somebody added
+    unknown = [name for name in labels[METRIC] if name not in METRIC_NAMES and name not in own]
     if unknown and _is_known(about):
         wrong[METRIC] = f"there is no metric {unknown[0]!r}"
     for name, what in wrong.items():

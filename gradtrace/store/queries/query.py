@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from gradtrace.errors import SelectionError, StoreError
-from gradtrace.store.queries.selection import COSINE, Selected
+from gradtrace.metrics import BUILT_IN, Spectra, find
+from gradtrace.store.queries.selection import COSINE, SHARE, Selected
 from gradtrace.store.rows import Status
 from gradtrace.store.schema import INNER_PRODUCT, metric_variable, status_variable
 
+WHOLE = "all"
 BLOCK_ROWS = 2048  # steps read at a time
 BLOCK_VALUES = 1 << 22  # held at a time where all parameters of a step come before the next step
 
@@ -131,9 +133,10 @@ def _parts(selected: Selected, parameter: str, rows: np.ndarray, whole: Whole) -
     names = [name for name in selected.metrics if name != COSINE]
     available = selected.stream.variables(parameter)
     for kind in selected.kinds if names or not selected.metrics else ():
-        if status_variable(kind) in available:
+        own = [name for name in names if name != SHARE or kind == "gradient"]
+        if status_variable(kind) in available and (own or not names):
             with whole():
-                part = _measured(selected, parameter, kind, rows, names)
+                part = _measured(selected, parameter, kind, rows, own)
             yield part
     if COSINE in selected.metrics:
         with whole():
@@ -147,7 +150,9 @@ def _measured(selected: Selected, parameter: str, kind: str, rows: np.ndarray, n
         values = _metrics(selected, parameter, kind, rows, names, measured=(codes == Status.MEASURED).any())
     else:
         values = _spectra(selected, parameter, kind, rows)
-    _check_measured(selected, parameter, kind, codes, values)
+    labels = names or [str(place + 1) for place in range(values.shape[2])]
+    certain = [place for place, label in enumerate(labels) if not names or label in BUILT_IN]
+    _check_measured(selected, parameter, kind, codes, values[..., certain])
     return _Measured(
         parameter=parameter,
         kind=kind,
@@ -156,7 +161,7 @@ def _measured(selected: Selected, parameter: str, kind: str, rows: np.ndarray, n
         groups=selected.group_names,
         codes=codes,
         values=values,
-        labels=names or [str(place + 1) for place in range(values.shape[2])],
+        labels=labels,
     )
 
 
@@ -171,14 +176,17 @@ def _metrics(
 ) -> np.ndarray:
     columns = []
     for name in names:
-        variable = metric_variable(kind, name)
+        variable, metric = metric_variable(kind, name), find(name)
         if variable in selected.stream.variables(parameter):
             columns.append(_read(selected, parameter, variable, rows))
-        elif name == "sigma1":
-            spectrum = _spectra(selected, parameter, kind, rows)
-            columns.append(spectrum[..., 0] if spectrum.shape[-1] else np.full(spectrum.shape[:-1], np.nan))
+        elif name == SHARE:
+            columns.append(_shares(selected, parameter, rows))
+        elif metric is not None and not metric.whole:
+            spectrum = _spectra(replace(selected, components=None), parameter, kind, rows)
+            columns.append(metric.leniently(Spectra(spectrum)))
         elif measured:
-            raise SelectionError(f"This run did not record the metric {name!r} of {kind}s. Choose another.")
+            needs = "" if metric is None else " It needs whole spectra, so it can only be had while recording."
+            raise SelectionError(f"This run did not record the metric {name!r} of {kind}s.{needs} Choose another.")
         else:
             columns.append(np.full((len(rows), len(selected.groups)), np.nan))
     return np.stack(columns, axis=-1)
@@ -194,6 +202,15 @@ def _products(selected: Selected, parameter: str, rows: np.ndarray) -> _Products
         inner=inner,
         cosines=cosines_of(inner),
     )
+
+
+def _shares(selected: Selected, parameter: str, rows: np.ndarray) -> np.ndarray:
+    """(rows, groups): the part that each group's gradient has in that of all; those of a partition add up to 1."""
+    first, whole = int(rows[0]), selected.stream.groups.index(WHOLE)
+    block = selected.stream.read(parameter, INNER_PRODUCT, slice(first, int(rows[-1]) + 1))[rows - first]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = block[:, :, whole].astype(np.float64) / block[:, whole, whole].astype(np.float64)[:, None]
+    return np.asarray(shares[:, list(selected.groups)])
 
 
 def cosines_of(inner: np.ndarray) -> np.ndarray:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from gradtrace.errors import SelectionError, nearest
-from gradtrace.metrics import METRICS
+from gradtrace.metrics import METRICS, find
 from gradtrace.store.patterns import matching, unknown
 from gradtrace.store.reading.reader import Run
 from gradtrace.store.reading.stream import Stream
 from gradtrace.store.rows import KINDS
 
-COSINE = "cosine"
-QUERY_METRICS = (*METRICS, COSINE)
+COSINE = "cosine"  # between the gradients of two groups
+SHARE = "share"  # of a group's gradient in that of all: their inner product by the square of the norm of all
+OF_PRODUCTS = (COSINE, SHARE)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Query:
     """What somebody wants to see. Empty sequences mean: everything.
 
     patterns, groups: exact names, globs, or regular expressions after `re:`.
-    metrics: names of QUERY_METRICS; when empty, singular values, `components` of them (None: all).
+    metrics: of METRICS, the run's own, or OF_PRODUCTS; when empty, singular values, `components` of them (None: all).
     """
 
     patterns: Sequence[str] = ()
@@ -96,7 +98,7 @@ def select(run: Run, query: Query, *, patient: bool = False) -> Selected:
         kinds=_kinds(run, query),
         groups=tuple(stream.groups.index(name) for name in groups),
         rows=_rows(stream, query, patient=patient),
-        metrics=_metrics(query.metrics),
+        metrics=_metrics(stream, query.metrics, patient=patient),
         components=query.components,
     )
 
@@ -108,18 +110,29 @@ def _kinds(run: Run, query: Query) -> tuple[str, ...]:
         if kind not in run.kinds:
             raise SelectionError(f"This run did not record the kind {kind!r}. It recorded: {', '.join(run.kinds)}.")
     wanted = tuple(query.kinds) or run.kinds
-    if COSINE in query.metrics and "gradient" not in wanted:
-        raise SelectionError("The cosine is between the groups' gradients. Add --kind gradient, or leave --kind out.")
+    if {*OF_PRODUCTS} & {*query.metrics} and "gradient" not in wanted:
+        raise SelectionError("Cosine and share are of the groups' gradients. Add --kind gradient, or leave --kind out.")
     return tuple(kind for kind in run.kinds if kind in wanted)
 
 
-def _metrics(names: Sequence[str]) -> tuple[str, ...]:
-    for name in names:
-        if name not in QUERY_METRICS:
-            raise SelectionError(
-                f"There is no metric {name!r}. {nearest(name, QUERY_METRICS, most=len(QUERY_METRICS))}"
-            )
+def _metrics(stream: Stream, names: Sequence[str], *, patient: bool) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in OF_PRODUCTS and find(name) is None]
+    there = recorded_metrics(stream) if unknown else ()
+    for name in unknown:
+        if name not in there and not (patient and not stream.places):
+            known = (*METRICS, *OF_PRODUCTS, *there)
+            raise SelectionError(f"There is no metric {name!r}. {nearest(name, known, most=len(known))}")
     return tuple(dict.fromkeys(names))
+
+
+def recorded_metrics(stream: Stream) -> tuple[str, ...]:
+    """The metrics that the run holds, also those that nothing is known about here."""
+    found: dict[str, None] = {}
+    for name in {place.member: name for name, place in stream.places.items()}.values():
+        for variable, stands in stream.variables(name).items():
+            if len(stands.at) == 2:  # by kind and metric
+                found[re.sub("^(activation|adjoint)_", "", variable)] = None
+    return tuple(found)
 
 
 def _rows(stream: Stream, query: Query, *, patient: bool) -> np.ndarray:

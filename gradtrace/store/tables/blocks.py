@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from gradtrace.errors import StoreError
+from gradtrace.metrics import Spectra, find
 from gradtrace.store.queries.query import Whole, lost_values
 from gradtrace.store.queries.selection import Selected
 from gradtrace.store.reading.stream import Variable
@@ -62,7 +63,7 @@ class Part:
         return found
 
     def metrics(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Name -> (parameters, rows, kinds, groups); the first singular value where it is asked for and no metric."""
+        """Name -> (parameters, rows, kinds, groups); what is not stored is made of the stored spectra, if it can be."""
         whole: dict[str, np.ndarray] = {}
         found = {name: np.full(self._shape, np.nan, np.float32) for name in names}
         for name, values in found.items():
@@ -76,6 +77,8 @@ class Part:
                     values[:, :, place] = whole[path][..., of_kind, of_metric]
                 elif name == SIGMA1 and kind in self.variables:
                     values[:, :, place] = self._load(self.variables[kind], 1)[..., 0]
+                elif (metric := find(name)) and not metric.whole and kind in self.variables:
+                    values[:, :, place] = metric.leniently(Spectra(self._load(self.variables[kind])))
         return found
 
     def check(self, status: np.ndarray, nothing: np.ndarray) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradtrace.errors import SelectionError
-from gradtrace.metrics import METRICS
+from gradtrace.metrics import BUILT_IN, METRICS
 from gradtrace.store.queries.query import Whole, cosines_of
-from gradtrace.store.queries.selection import COSINE, Selected
+from gradtrace.store.queries.selection import OF_PRODUCTS, Selected, recorded_metrics
 from gradtrace.store.reading.reader import Run
 from gradtrace.store.rows import Status
 from gradtrace.store.schema import INNER_PRODUCT, OWNER_RESIDUAL, RESIDUAL, metric_variable
@@ -59,7 +59,7 @@ def metrics(run: Run, selected: Selected, whole: Whole) -> Table:
         samples = selected.stream.per_step("n_samples")
         for part in parts(selected, whole):
             status, found = part.status(), part.metrics(names)
-            for together in ([SIGMA1], [name for name in names if name != SIGMA1]):
+            for together in ([SIGMA1], [name for name in names if name in BUILT_IN and name != SIGMA1]):
                 if known := [found[name] for name in together if name in found]:
                     part.check(status, np.isnan(np.stack(known)).all(axis=0))
             there = (status != Status.GROUP_ABSENT) & (status != Status.KIND_ABSENT)
@@ -187,10 +187,13 @@ def _metric_names(selected: Selected) -> tuple[str, ...]:
     """The metrics asked for, or all that were recorded."""
     firsts = {selected.stream.places[name].member: name for name in selected.parameters}
     known = set[str]().union(*(selected.stream.variables(name) for name in firsts.values()))
-    there = [m for m in METRICS if m == SIGMA1 or any(metric_variable(kind, m) in known for kind in selected.kinds)]
+    every = dict.fromkeys((*METRICS, *recorded_metrics(selected.stream)))
+    there = [m for m in every if m == SIGMA1 or any(metric_variable(kind, m) in known for kind in selected.kinds)]
     for name in selected.metrics:
-        if name == COSINE:
-            raise SelectionError("Cosines stand in the table `products`, not among the metrics. Leave the metric out.")
+        if name in OF_PRODUCTS:
+            raise SelectionError(
+                f"The {name} is in the table `products`, or follows from it, and not among the metrics. Leave it out."
+            )
         if name not in there:
             raise SelectionError(f"This run did not record the metric {name!r}. It recorded: {', '.join(there)}.")
     return tuple(selected.metrics or there)
