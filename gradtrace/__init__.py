@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from gradtrace.errors import GradtraceError
 
 if TYPE_CHECKING:
-    from gradtrace import func
+    from gradtrace import bounds, func, metrics, watch
     from gradtrace.graph import OpGraph
+    from gradtrace.inference.comparison import compare
     from gradtrace.inputs import Inputs
     from gradtrace.measure import spectra, trace
     from gradtrace.planning.plan import plan
@@ -27,12 +28,15 @@ _HOMES = {
     "Plan": "gradtrace.planning.planned",
     "Recorder": "gradtrace.recorder",
     "Run": "gradtrace.store.reading.reader",
+    "compare": "gradtrace.inference.comparison",
     "open_run": "gradtrace.store.reading.opened",
     "plan": "gradtrace.planning.plan",
     "record": "gradtrace.recording",
     "spectra": "gradtrace.measure",
     "trace": "gradtrace.measure",
 }
+
+_MODULES = ("bounds", "func", "metrics", "watch")
 
 __all__ = [
     "GradtraceError",
@@ -42,12 +46,16 @@ __all__ = [
     "Recorder",
     "Run",
     "__version__",
+    "bounds",
+    "compare",
     "func",
+    "metrics",
     "open_run",
     "plan",
     "record",
     "spectra",
     "trace",
+    "watch",
 ]
 
 
@@ -55,8 +63,8 @@ def __getattr__(name: str) -> Any:
     # No module may bear a public function's name (`plan`, `record`, `spectra`, ...): its import would shadow it.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name == "func":
-        return import_module("gradtrace.func")
+    if name in _MODULES:
+        return import_module(f"gradtrace.{name}")
     raise AttributeError(f"module 'gradtrace' has no attribute {name!r}")
 
 

@@ -15,7 +15,7 @@ from gradtrace.errors import GradtraceError
 
 COMMANDS = (
     *("demo", "graph", "doctor", "train"),
-    *("ls", "info", "query", "export", "compact", "merge", "verify", "plugins"),
+    *("ls", "info", "query", "compare", "plot", "report", "export", "compact", "merge", "verify", "plugins"),
 )
 FAILURE, NOTHING_MATCHED, INTERRUPTED = 1, 3, 130
 
