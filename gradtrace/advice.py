@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradtrace.bounds import Bound
 from gradtrace.evidence import Use
 from gradtrace.gather import Rung
 from gradtrace.groups import Labels, group_name
 
+NAMED, MOST = 4, 6  # parameters named in one note on ranks, and such notes
 NEW_ADAPTER = "`gradtrace plugins new NAME` starts one"
 
 
@@ -206,3 +208,19 @@ def notes_on_batches(batches: Sequence[Labels | None], n_samples: int) -> Iterat
                 f"The group {group_name(grouping, label)} has no sample in the first batch, and some in {times} of "
                 f"{looked}. In a step without it, it is recorded as absent: larger or stratified batches fill it."
             )
+
+
+# ---------------------------------------------------------------------- ranks
+
+
+def notes_on_ranks(bounds: Iterable[Bound]) -> Iterator[str]:
+    """What keeps gradients from full rank, the tightest first; those that have the same reason together."""
+    alike: dict[tuple[int, str], list[str]] = {}
+    for bound in bounds:
+        if bound.is_low:
+            alike.setdefault((bound.rank, bound.reason), []).append(bound.parameter)
+    for (rank, reason), names in sorted(alike.items())[:MOST]:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        yield f"The gradient of {', '.join(names[:NAMED])}{more} has rank {rank} at most: {reason}."
+    if len(alike) > MOST:
+        yield f"Other gradients cannot have full rank either, for {len(alike) - MOST} more reasons: see --json."

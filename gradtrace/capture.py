@@ -63,6 +63,7 @@ class Capture(TorchFunctionMode):
     def __init__(self, modules: ModuleStack, provenance: Provenance, adapters: Registry, listener: Listener) -> None:
         super().__init__()
         self.bypass: Bypass | None = None
+        self.hooked = False  # whether the user's hooks may change the adjoint of a value
         self.leaf_hooks: list[Any] = []  # the user's hooks on parameters: they fire in any pass that ends there
         self._modules = modules
         self.flow = Flow(
@@ -137,6 +138,7 @@ class Capture(TorchFunctionMode):
             self._listener.after_backward(retained)
             return result
         if name == "register_hook" and func is Tensor.register_hook:
+            self.hooked = True
             return func(args[0], self._quiet(args[1] if len(args) > 1 else kwargs["hook"]))
         if torch._C._current_graph_task_id() != -1 and not in_recompute():
             return func(*args, **kwargs)

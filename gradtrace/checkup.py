@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from gradtrace.adapters import Adapter, registry
-from gradtrace.advice import Case, advice_on, advice_on_untrained, notes_on_batches
+from gradtrace.advice import Case, advice_on, advice_on_untrained, notes_on_batches, notes_on_ranks
+from gradtrace.bounds import rank_bounds
 from gradtrace.errors import AdapterError
 from gradtrace.evidence import GraphFacts, Use, is_zero, mixed_rows, uses_in
 from gradtrace.finish import infos
@@ -39,7 +40,8 @@ class ParameterCheck:
     """How one parameter will be measured. Plain data.
 
     rung: as recorded, or `excluded` or `no gradient`. owner_residual: NaN on the rung global, which has no rows.
-    failed: ungrouped, or an audit did not pass. advice: what is wrong, or what would improve it.
+    failed: ungrouped, or an audit did not pass. advice: what is wrong, or what would improve it. rank_bound: the most
+    that the rank of its gradient can be with batches like the first, for the rank_reason; 0 without a gradient.
     """
 
     parameter: str
@@ -58,6 +60,8 @@ class ParameterCheck:
     residual: float = math.nan
     owner_residual: float = math.nan
     tolerance: float = math.nan
+    rank_bound: int = 0
+    rank_reason: str = ""
     failed: bool = False
     advice: tuple[str, ...] = ()
 
@@ -78,8 +82,9 @@ class ParameterCheck:
 class Checkup:
     """What was found in a study. Plain data.
 
-    groups: the groups of the first batch and their numbers of samples. notes: on the batches and the adapters. plan: of
-    a step like the first. step_seconds: what the first batch took untraced, forward and backward.
+    groups: the groups of the first batch and their numbers of samples. notes: on the batches and the adapters. ranks:
+    on gradients that cannot have full rank. plan: of a step like the first. step_seconds: what the first batch took
+    untraced, forward and backward.
     """
 
     study: str
@@ -88,6 +93,7 @@ class Checkup:
     groups: Mapping[str, int]
     parameters: tuple[ParameterCheck, ...]
     notes: tuple[str, ...]
+    ranks: tuple[str, ...]
     plan: Plan
     step_seconds: float
 
@@ -166,15 +172,19 @@ def examine(
             facts, loss, seconds = plain_step(subject, parameters)
             session = _traced_step(subject, parameters, settings, adapters, sized=True)
             suspects = _suspects(subject, parameters, settings, adapters, session)
-    cells = session.cells
+    cells, graph = session.cells, graph_of(session, {})
+    bounds = rank_bounds(graph)
+    rows = {row.parameter: row for row in _rows(subject.model, parameters, session, facts, suspects)}
+    rows |= {n: replace(rows[n], rank_bound=b.rank, rank_reason=b.reason) for n, b in bounds.items() if n in rows}
     return Checkup(
         study=study.target,
         loss=loss,
         coupling=coupling,
         groups={name: cells.n_samples(of) for name, of in cells.groups().items()},
-        parameters=tuple(_rows(subject.model, parameters, session, facts, suspects)),
+        parameters=tuple(rows.values()),
         notes=tuple(_notes(subject, loss, session, adapters)),
-        plan=plan(graph_of(session, {}), subject.groups, rates=rates),
+        ranks=tuple(notes_on_ranks(bounds.values())),
+        plan=plan(graph, subject.groups, rates=rates),
         step_seconds=seconds,
     )
 

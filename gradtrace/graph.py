@@ -17,7 +17,7 @@ class Sizes:
     and `local` where none does. direct: whether the parameter itself enters the op, index moves aside.
     rows: of A and D. activation, adjoint: their numbers of columns; of a lookup's A the height of its table; None where
     there is no such matrix. owned: whether rows have owners. dtype: of the adjoint. replayed: whether the op is run
-    once more to know its rows.
+    once more to know its rows. itself: whether the parameter enters the op as it is, without any move.
     """
 
     op: str
@@ -30,6 +30,7 @@ class Sizes:
     owned: bool
     dtype: str
     replayed: bool = False
+    itself: bool = False
 
     def __str__(self) -> str:
         matrices = [
@@ -46,7 +47,9 @@ class OpGraph:
 
     nx: a directed graph; nodes are ops, named `module:function` (`#2`, `#3` for later calls), with the attributes
         `parameters`, `function`, `module`, `adapter`, `rung`, `input_shape`, `output_shape`, `ownership`, `coupled`,
-        `factors`; edges follow the flow of data from op to op.
+        `factors`, `map` (`linear`, or `affine` with a bias, for calls of `linear`); edges follow the flow of data from
+        op to op, with `feeds` (between two calls of `linear`: the result is the next one's rows, with nothing in
+        between) and `alone` (and all that reads it).
     excluded: parameters that are not traced, and why.
     measured: per parameter how it will be measured (`rung`, `ops`, `adapters`, `ownership`, `reason`, `kinds`, and
         in `shared` the parameter that has the same activations or adjoints).

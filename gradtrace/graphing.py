@@ -9,6 +9,7 @@ import networkx as nx
 
 from gradtrace.finish import infos
 from gradtrace.graph import OpGraph, Sizes
+from gradtrace.links import links_of
 from gradtrace.session import Session
 from gradtrace.sizes import Sizing
 from gradtrace.store.rows import KINDS
@@ -16,7 +17,7 @@ from gradtrace.store.rows import KINDS
 
 def graph_of(session: Session, excluded: dict[str, str]) -> OpGraph:
     """The ops that the session saw, as plain data, with an edge wherever one's result flows into another."""
-    graph = nx.DiGraph()
+    graph, links = nx.DiGraph(), links_of(session)
     names: dict[int, str] = {}
     by_op = session.gathered.by_op if isinstance(session.gathered, Sizing) else {}
     sizes: dict[int, tuple[Sizes, ...]] = {}
@@ -36,10 +37,12 @@ def graph_of(session: Session, excluded: dict[str, str]) -> OpGraph:
             ownership=str(layout) if layout else "found in each step",
             coupled=any(n in session.memory.coupled for o in record.operands for n in o.value.parameters),
             factors="; ".join(map(str, sizes[record.number])),
+            map=links.maps.get(record.number, ""),
         )
         for source in sorted(record.sources):
             if source in names:
-                graph.add_edge(names[source], names[record.number])
+                alone = links.feeds.get((source, record.number))
+                graph.add_edge(names[source], names[record.number], feeds=alone is not None, alone=bool(alone))
     shared = _shared(session)
     measured = {i.name: {"shape": i.shape, **i.attrs, "shared": shared.get(i.name, {})} for i in infos(session)}
     unused = {n: "no gradient reaches it" for n in session.parameters if n not in measured}

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from gradtrace import __version__
 from gradtrace.behind import Behind
 from gradtrace.continuing import GROUPINGS, Continuation
+from gradtrace.devices import device_of, synchronize
 from gradtrace.errors import CaptureError, GradtraceError, StoreError
 from gradtrace.finish import Pending, infos, judge, step_row
 from gradtrace.interrupts import Interrupts
+from gradtrace.metrics import described
+from gradtrace.onset import Condition
 from gradtrace.probing import measure_batches
 from gradtrace.selection import select
 from gradtrace.session import Session, constants_of
@@ -30,6 +33,7 @@ from gradtrace.settings import Recording
 from gradtrace.sink import Sink
 from gradtrace.store.writing.writer import RunWriter
 from gradtrace.survey import Memory
+from gradtrace.telling import Call, Telling
 
 TRACING = ("survey", "reduce", "decompose", "waited")  # parts of the cost for which the training waits
 
@@ -65,7 +69,7 @@ class Recorder:
         self._running = False
         self._closed = False
         self._waited = 0.0
-        device = _device_of(model)
+        device = device_of(model)
         behind = device.type != "cpu" if recording.behind is None else recording.behind
         self._behind = Behind(device) if behind else None
         writer = RunWriter(
@@ -83,6 +87,7 @@ class Recorder:
         self._next = self._before.first_step
         self._count = itertools.count(self._next)
         self._sink = Sink(writer)
+        self._telling = Telling()
         self._interrupts = Interrupts()
         self._interrupts.install()
 
@@ -95,6 +100,7 @@ class Recorder:
             **self._cadence.attrs(),
             "coupling": self._as.settings.coupling,
             "excluded": self._excluded,
+            **({"metrics": described()} if described() else {}),
             **({} if self._as.min_samples == 1 else {"min_samples": self._as.min_samples}),
         }
 
@@ -121,6 +127,7 @@ class Recorder:
         finally:
             self._sink.close()
             self._interrupts.remove()
+        self._telling.tell()
 
     @property
     def steps_done(self) -> int:
@@ -137,6 +144,18 @@ class Recorder:
         if self._behind is not None:
             self._behind.wait()
         self._sink.flush()
+        self._telling.tell()
+
+    def watch(self, condition: Condition, call: Call | None = None, *, probe: str | None = None) -> None:
+        """From now on `call(event)` is called wherever the condition begins to hold; by default a `WatchWarning` comes.
+
+        condition: one of `gradtrace.watch`, or an object with `events(row)`. probe: over the probe of that name instead
+        of the training. Calls are made in the thread that trains: at the end of the recorded step, or, where steps are
+        decomposed behind the training, at the beginning of a later one, in `flush` or in `close`. What a call raises
+        stops the training there; the step that it is about is recorded.
+        """
+        traced, _ = select(self._model, self._as.parameters)
+        self._telling.add(condition, call, probe, parameters=tuple(traced), kinds=self._as.settings.kinds)
 
     @contextmanager
     def step(
@@ -148,6 +167,7 @@ class Recorder:
         micro-batches give them to `step.batch`. epoch, scalars: stored with the step.
         """
         self._check_open()
+        self._telling.tell()
         number = next(self._count)
         self._next = number + 1
         if not self._is_due(number) or self.failure is not None:
@@ -155,6 +175,7 @@ class Recorder:
             return
         with self._interrupts.whole(), self._recorded(number, groups, epoch, scalars or {}) as step:
             yield step
+        self._telling.tell()
 
     @contextmanager
     def _recorded(self, number: int, groups: Any, epoch: float | None, scalars: Mapping[str, float]) -> Iterator[Step]:
@@ -179,7 +200,7 @@ class Recorder:
         """Whether this step, which begins now, is recorded; says so when that has settled a cadence."""
         calibrating = self._cadence.calibrating
         if calibrating:  # only then: a lap is to hold what it began
-            _synchronize(self._model)
+            synchronize(self._model)
         due = self._cadence.begin(number)
         if calibrating and not self._cadence.calibrating:
             self._sink.update_attrs(self._cadence.attrs())
@@ -206,6 +227,7 @@ class Recorder:
         cost = {**session.cost, "waited": self._waited, "plain": self._cadence.plain, "period": self._cadence.period}
         if self._behind is None:
             row = pending.row()
+            self._telling.look(row)
             cost |= {"decompose": row.cost["decompose"], "step": time.perf_counter() - began}
             self._waited = self._sink.append(replace(row, cost=cost))
         else:
@@ -219,6 +241,7 @@ class Recorder:
         """On the thread behind the training: it waits for the disk, and where that is slow the training for it."""
         assert self._behind is not None
         row = pending.row(workers=self._behind.workers)
+        self._telling.look(row)
         self._sink.append(replace(row, cost={**cost, "behind": row.cost["decompose"]}))
 
     def probe(
@@ -246,6 +269,7 @@ class Recorder:
             return
         with self._cadence.paused():
             self._probe(name, batches, loss_fn, groups, inputs, training)
+        self._telling.tell()
 
     def _probe(self, name: str, batches: Any, loss_fn: Any, groups: Any, inputs: Any, training: bool) -> None:
         began = time.perf_counter()
@@ -261,6 +285,7 @@ class Recorder:
         self._sink.describe(i for i in infos(session) if not self._sink.knows(i.name))
         self._sink.update_attrs({f"probe/{name}": {"training": training, "samples": n_samples}})
         cost = {**row.cost, "probe": time.perf_counter() - began}
+        self._telling.look(row, f"probe/{name}")
         self._sink.append(replace(row, cost=cost), stream=f"probe/{name}")
 
     def _check_open(self) -> None:
@@ -271,17 +296,3 @@ class Recorder:
                 "A step is already being recorded: a step cannot hold another, nor a probe. For gradient accumulation "
                 "use `step.batch(groups=...)` inside one step."
             )
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    """The accelerator that some of the model is on, else the CPU."""
-    devices = [p.device for p in model.parameters()]
-    return next((device for device in devices if device.type not in ("cpu", "meta")), torch.device("cpu"))
-
-
-def _synchronize(model: nn.Module) -> None:
-    """Waits for the accelerator that the model is on, if any: its work is put off, and would be taken for no work."""
-    accelerator = torch.accelerator.current_accelerator()
-    for device in {p.device for p in model.parameters()}:
-        if accelerator is not None and device.type == accelerator.type:
-            torch.accelerator.synchronize(device)

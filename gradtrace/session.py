@@ -75,6 +75,7 @@ class Session:
         self.audited = False
         self.owners: dict[Slot, Tensor] = {}
         self.owners_by_key: dict[tuple[OpKey, int], Tensor] = {}
+        self.roots: list[GradientEdge] = []  # what backward was called on: the first and the last
         self.loss: Tensor | None = None
         self.cost: dict[str, float] = {"survey": 0.0, "reduce": 0.0}
         self.retrace = False  # a constant was taken for data; running the forward pass again will do better
@@ -140,8 +141,9 @@ class Session:
         began = time.perf_counter()
         cotangent = torch.ones_like(root) if gradient is None else gradient
         self._add_loss(root)
+        self.roots[1:] = [get_gradient_edge(root)]
         with torch.no_grad(), self.capture.silence():
-            prepare(self, [get_gradient_edge(root)], [cotangent])
+            prepare(self, self.roots[-1:], [cotangent])
         self._begin_pass()
         self._announced, self._last_use = True, not retained
         self.cost["survey"] += time.perf_counter() - began
@@ -281,6 +283,7 @@ class Session:
         self.gathered.sums.clear()
         self.audit.reference.clear()
         self.seen.clear()
+        self.roots.clear()
 
 
 @contextmanager

@@ -31,7 +31,8 @@ class Sizing(Gathered):
         names = [name for name in sorted(value.parameters) if name in self._parameters]
         if names:
             form, rows, activation, adjoint, dtype = self._of(part)
-            facts = value.moves is not None, rows, activation, adjoint, owned, dtype, is_joint(part.operand.adapter)
+            joint, itself = is_joint(part.operand.adapter), value.moves == ()
+            facts = value.moves is not None, rows, activation, adjoint, owned, dtype, joint, itself
             self.by_op.setdefault(op.number, []).extend(Sizes("", name, form, *facts) for name in names)
         super().take(op, part, *rest, owned=owned)
 

@@ -32,14 +32,18 @@ COLUMNS = (
         "coupled",
         "coupling",
     ),
-    *("kinds", "kinds_absent", "residual", "owner_residual", "tolerance", "verdict", "advice"),
+    *("kinds", "kinds_absent", "rank_bound", "rank_reason"),
+    *("residual", "owner_residual", "tolerance", "verdict", "advice"),
 )
 SHOWN = (
-    *("parameter", "shape", "ops", "adapters", "rung", "ownership", "coupled", "kinds"),
+    *("parameter", "shape", "ops", "adapters", "rung", "ownership", "coupled", "kinds", "rank_bound"),
     *("residual", "owner_residual", "tolerance", "verdict"),
 )
 # What a narrow terminal goes without, in this order.
-DISPENSABLE = ("tolerance", "coupled", "shape", "kinds", "ownership", "ops", "adapters", "owner_residual", "residual")
+DISPENSABLE = (
+    *("tolerance", "coupled", "rank_bound", "shape", "kinds", "ownership", "ops", "adapters"),
+    *("owner_residual", "residual"),
+)
 INITIALS = {"gradient": "G", "activation": "A", "adjoint": "D"}
 UNLIMITED = 100_000  # a pipe or file has no width to fit into
 NAMED = 4  # so many parameters are named beside a piece of advice
@@ -94,7 +98,7 @@ def command(
         _write_plan(found, output)
     else:
         _write(found, rows, output)
-    for text in (found.batch, *found.notes, *found.costs, found.summary):
+    for text in (found.batch, *found.notes, *found.ranks, *found.costs, found.summary):
         note(_wrapped(text, _width(sys.stderr)))
     if not found.ok:
         ctx.exit(FAILURE)
@@ -131,6 +135,7 @@ def _nested(found: Checkup, rows: Sequence[ParameterCheck]) -> dict[str, Any]:
         "groups": found.groups,
         "factored_share": found.factored_share,
         "notes": found.notes,
+        "ranks": found.ranks,
         "step_seconds": found.step_seconds,
         "plan": {**found.plan.totals(), "rows": found.plan.rows()},
         "parameters": [{**_flat(row), "shape": row.shape} for row in rows],
@@ -139,7 +144,8 @@ def _nested(found: Checkup, rows: Sequence[ParameterCheck]) -> dict[str, Any]:
 
 def _flat(row: ParameterCheck) -> dict[str, Any]:
     """A row under its columns."""
-    return {column: getattr(row, column) for column in COLUMNS} | {"shape": _shape(row)}
+    found = {column: getattr(row, column) for column in COLUMNS}
+    return found | {"shape": _shape(row), "rank_bound": row.rank_bound if row.is_measured else None}
 
 
 def _shape(row: ParameterCheck) -> str:
@@ -178,6 +184,7 @@ def _short(row: ParameterCheck, numbers: Mapping[str, int]) -> dict[str, Any]:
         "ownership": row.ownership,
         "coupled": "yes" if row.coupled else "-",
         "kinds": " ".join(INITIALS[kind] for kind in row.kinds) or "-",
+        "rank_bound": str(row.rank_bound) if row.is_measured else "-",
         "verdict": f"{verdict} {advice}".strip(),
         **{name: "-" if text == "nan" else text for name, text in audits.items()},
     }

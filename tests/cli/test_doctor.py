@@ -147,6 +147,24 @@ def test_what_recording_costs_is_told_after_the_parameters(cli: Cli, study: Path
     assert target.read_text().startswith("parameter")
 
 
+def test_gradients_that_cannot_have_full_rank_are_named_with_the_reason(cli: Cli, study: Path) -> None:
+    study.write_text(
+        STUDY
+        + "def model():\n    return nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2, bias=False), nn.Linear(2, 3))\n"
+    )
+    result = cli("doctor", study, "--json")
+    rows = {row["parameter"]: row for row in json.loads(result.stdout)["parameters"]}
+    assert {name: row["rank_bound"] for name, row in rows.items()} == {
+        "0.weight": 2, "0.bias": 1, "1.weight": 2, "2.weight": 2, "2.bias": 1,
+    }  # fmt: skip
+    reason = "narrowest linear layer after: 2 (1.weight), nothing nonlinear in between"
+    assert rows["0.weight"]["rank_reason"] == reason
+    said = re.sub(r"\s+", " ", result.stderr)
+    assert f"The gradient of 0.weight has rank 2 at most: {reason}." in said
+    assert "1.weight has rank" not in said
+    assert json.loads(cli("doctor", study, "--json").stdout)["ranks"]
+
+
 def test_every_fact_about_a_parameter_has_a_column() -> None:
     assert set(COLUMNS) == {*ParameterCheck.__dataclass_fields__, "verdict"} - {"failed"}
 
@@ -234,7 +252,7 @@ def test_the_report_can_be_written_to_a_file(cli: Cli, study: Path, tmp_path: Pa
     ("width", "lost"),
     [
         (200, set()),
-        (100, {"tolerance", "coupled", "shape", "kinds"}),
+        (100, {"tolerance", "coupled", "rank_bound", "shape", "kinds"}),
         (60, set(SHOWN) - {"parameter", "rung", "residual", "verdict"}),
     ],
 )
