@@ -11,7 +11,7 @@ import click
 
 from gradtrace.cli import NOTHING_MATCHED
 from gradtrace.cli.output import Output, note, output_options
-from gradtrace.errors import StudyError
+from gradtrace.cli.tracing import graph_of_study
 
 if TYPE_CHECKING:
     import networkx
@@ -32,7 +32,7 @@ def command(ctx: click.Context, study: str, export: str | None, output_format: s
     is passed through the model once. With --json the whole graph as nodes and links (networkx reads it), in the other
     formats one row per op and parameter.
     """
-    graph = _trace(study)
+    graph = graph_of_study(study)
     output = Output(output_format, output_path)
     if export or output_format == "json":
         with output.open() as file:
@@ -43,17 +43,6 @@ def command(ctx: click.Context, study: str, export: str | None, output_format: s
     if not output.write(COLUMNS, graph.rows()):
         note("The model has no op with parameters.")
         ctx.exit(NOTHING_MATCHED)
-
-
-def _trace(target: str) -> Any:
-    import gradtrace
-    from gradtrace.study import load_study
-
-    study = load_study(target)
-    batch = next(iter(study.batches()), None)
-    if batch is None:
-        raise StudyError(f"The batches() of {target} yield nothing, so there is no input to trace. Yield a batch.")
-    return gradtrace.trace(study.model(), study.inputs(batch))
 
 
 def _dot(graph: networkx.DiGraph) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradtrace.metrics import METRICS
 from gradtrace.plots.look import COLOURS, GREY, look
+from gradtrace.plots.summaries import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,13 +53,6 @@ def group_figure(panels: Sequence[Panel], *, title: str, note: str) -> Figure:
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
         figure.supxlabel(note, x=0.01, ha="left", size="small", color="#444444")
     return figure
-
-
-def smooth(values: np.ndarray, *, width: int) -> np.ndarray:
-    """Running median over `width` steps, narrower at the ends; NaN only where all of them are."""
-    half = width // 2
-    windows = (values[max(0, at - half) : at + half + 1] for at in range(len(values)))
-    return np.array([np.median(seen) if (seen := w[~np.isnan(w)]).size else np.nan for w in windows])
 
 
 def _lines(axis: Axes, panel: Panel, metric: str) -> None:
