@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench torture lint format
+.PHONY: help setup browser demo test bench torture lint format
 
 help:
 	@echo "make demo     train three small networks on fMRI, record their spectra, draw the findings"
@@ -19,6 +19,7 @@ help:
 	@echo "make torture  kill recordings at random moments, hundreds of times, and see that nothing is lost"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the house style"
+	@echo "make browser  install Chromium for the tests of reports, as root on Debian and Ubuntu"
 	@echo "make setup    only the virtual environment in .venv; the others make it when it is missing"
 
 setup: $(STAMP)
@@ -37,7 +38,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/gradtrace demo $(ARGS)
 
-test: $(STAMP)
+# Reports are tested in Chromium. Where it cannot be installed from here, their tests are skipped with a word on it.
+browser:
+	@if ! { command -v chromium && command -v chromedriver; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing chromium and chromium-driver: reports are tested in a browser." >&2; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+			chromium chromium-driver >/dev/null; } || echo "They could not be installed." >&2; \
+	fi
+
+test: $(STAMP) browser
 	@$(RUN_TESTS) $(ARGS)
 
 bench: $(STAMP)

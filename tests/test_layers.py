@@ -18,13 +18,16 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a module may import from the layers named before its own. A package is one layer, except for the
 # packages within it that are named here too.
 LAYERS = (
-    *("errors", "inputs", "metrics", "study", "scaffold"),
+    *("errors", "inputs", "metrics", "scale", "study", "scaffold"),
     "store",  # rows, and what becomes of them on disk: numpy and zarr
     *("store.places", "store.reading", "store.writing"),
     *("store.queries", "store.tables", "store.archives", "store.checking"),
+    "inference",  # what may be said of what was recorded
+    "report",  # all of it on a page
+    *("onset", "watch", "telling"),  # what people want to be told of while they train
     *("sink", "interrupts"),  # what becomes of a training's rows when disks and people interfere
     *("selection", "untouched", "cadence", "continuing"),
-    "hosted",
+    *("hosted", "devices"),
     *("decompose", "schedule", "behind"),  # singular values, and who works on them
     *("sources", "factors", "kinds", "accumulate", "groups", "hiding", "settings"),  # a gradient
     *("calls", "arguments", "adapters", "cases", "testing"),  # what an adapter is, and what it is tested with
@@ -33,8 +36,8 @@ LAYERS = (
     *("gather", "audit", "owner_audit", "shadow", "prepare"),  # what is done with that
     *("session", "summarise", "finish", "standin"),  # one step, and its row
     *(
-        "graph",
-        "sizes",
+        *("attribution", "graph", "bounds"),
+        *("links", "sizes"),
         "graphing",
         "probing",
         "measure",
@@ -50,7 +53,10 @@ LAYERS = (
     *("plots", "demo", "cli"),
 )
 DOOR = "door"
-WITHOUT_TORCH = ("errors", "inputs", "metrics", "store", "cadence")
+WITHOUT_TORCH = (
+    *("errors", "inputs", "metrics", "scale", "store", "inference", "report", "cadence"),
+    *("onset", "watch", "telling", "attribution", "bounds"),
+)
 
 
 def modules() -> dict[str, Path]:
