@@ -89,7 +89,7 @@ def _print(output: Output, keys: Keys, query: Query, runs: Sequence[str]) -> int
     from gradtrace.store.reading.snapshot import consistent
 
     columns, rows, empty = dict[str, None](), list[Iterator[dict[str, Any]]](), list[str | None]()
-    failures: list[SelectionError] = []
+    failures, said = list[SelectionError](), dict[str, None]()
     for label in labels(keys, runs):
         begin = functools.partial(_begin, query=query, whole=output.for_people)
         try:
@@ -97,7 +97,7 @@ def _print(output: Output, keys: Keys, query: Query, runs: Sequence[str]) -> int
         except SelectionError as error:  # of merged runs another may have what this one lacks
             failures.append(error)
             continue
-        _explain(run, selected, query)
+        said |= dict.fromkeys(_said(run, selected, query))
         widest = max((selected.stream.places[name].width for name in selected.parameters), default=0)
         about = {} if label is None else {"run": label}
         columns |= dict.fromkeys([*about, *_columns(query, widest, output)])
@@ -105,6 +105,8 @@ def _print(output: Output, keys: Keys, query: Query, runs: Sequence[str]) -> int
         empty.append(selected.empty)
     if failures and not rows:
         raise failures[0]
+    for sentence in said:
+        note(sentence)
     last = [name for name in columns if name == "status"]  # also behind the further singular values of another run
     number = output.write([*(name for name in columns if name not in last), *last], chain.from_iterable(rows))
     if not number:
@@ -128,7 +130,8 @@ def _follow(output: Output, keys: Keys, query: Query, timeout: float | None) -> 
 
     if query.last_step_only:
         note("Showing the last step, then every step as it is committed; choose others by --step first:last.")
-    _explain_metrics(query)
+    for sentence in _said_of_metrics(query):
+        note(sentence)
     follower = Follower(keys, query, tell=note)
     batches = (_rows(found, query, output) for found in _news(follower, timeout))
     number = output.follow(_columns(query, query.components or 0, output), batches)
@@ -153,25 +156,26 @@ def _news(follower: Follower, timeout: float | None) -> Iterator[Iterator[Record
     note(follower.ended)
 
 
-def _explain(run: Run, selected: Selected, query: Query) -> None:
+def _said(run: Run, selected: Selected, query: Query) -> Iterator[str]:
+    """What is to be said beside the rows of a run; of merged runs, what holds for several is said once."""
     if selected.unmeasured:
         reasons = [(name, run.parameters[name].attrs.get("reason")) for name in selected.unmeasured]
-        note(f"Never measured: {', '.join(f'{name} ({why})' if why else name for name, why in reasons)}.")
+        yield f"Never measured: {', '.join(f'{name} ({why})' if why else name for name, why in reasons)}."
     if query.last_step_only and len(selected.stream.steps) > 1:
         step = selected.stream.steps[-1]
-        note(f"Showing the last of {len(selected.stream.steps)} steps, {step}; choose others by --step first:last.")
-    _explain_metrics(query)
-    _explain_others(selected, run)
+        yield f"Showing the last of {len(selected.stream.steps)} steps, {step}; choose others by --step first:last."
+    yield from _said_of_metrics(query)
+    yield from _said_of_others(selected, run)
 
 
-def _explain_metrics(query: Query) -> None:
+def _said_of_metrics(query: Query) -> Iterator[str]:
     from gradtrace.metrics import RANK_RULE
 
     if "numerical_rank" in query.metrics:
-        note(f"numerical_rank counts {RANK_RULE}.")
+        yield f"numerical_rank counts {RANK_RULE}."
 
 
-def _explain_others(selected: Selected, run: Run) -> None:
+def _said_of_others(selected: Selected, run: Run) -> Iterator[str]:
     """Of metrics that are not stored: what they are made of."""
     from gradtrace.metrics import BUILT_IN, find
 
@@ -179,7 +183,7 @@ def _explain_others(selected: Selected, run: Run) -> None:
         metric = find(name)
         if metric is not None and not metric.whole and name not in BUILT_IN:
             which = "all of them" if run.keep is None else f"the {run.keep} largest"
-            note(f"{name} ({metric.definition}) is computed from the stored singular values, {which}.")
+            yield f"{name} ({metric.definition}) is computed from the stored singular values, {which}."
 
 
 def _columns(query: Query, widest: int, output: Output) -> list[str]:

@@ -100,6 +100,14 @@ def test_a_query_of_merged_runs_says_of_which_run_each_row_is(cli: Cli, merged_p
     assert one[1:] == [line for line in both if line.startswith("one,")]
 
 
+def test_what_holds_for_several_runs_is_said_once(cli: Cli, run_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_path, tmp_path / "copy.zarr")
+    cli("merge", f"one={run_path}", f"two={tmp_path / 'copy.zarr'}", tmp_path / "m.zarr")
+    said = cli("query", tmp_path / "m.zarr", "head.weight", "--metric", "numerical_rank").stderr
+    assert said.count("Showing the last of 21 steps, 40") == 1
+    assert said.count("numerical_rank counts") == 1
+
+
 def test_of_merged_runs_one_is_looked_at_by_its_label(cli: Cli, merged_path: Path, run_path: Path) -> None:
     for command in ("ls", "info"):
         found, alone = cli(command, merged_path, "--run", "one", "--csv"), cli(command, run_path, "--csv")
